@@ -1,0 +1,1 @@
+"""Weights: formats, key tables, files, loaders, alignment check."""

@@ -1,0 +1,1 @@
+"""The network: layers, decode head, encoder and models."""

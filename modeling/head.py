@@ -1,0 +1,91 @@
+"""The all-MLP decode head."""
+
+import oneflow as flow
+import oneflow.nn.functional as F
+from oneflow import nn
+
+from projects.SegFormer.modeling.layers import (
+    BatchNorm,
+    ChannelDropout,
+    Linear,
+    parameter,
+    upsample_bilinear,
+)
+
+
+class DecodeHead(nn.Module):
+    """Fuses the four feature maps of the encoder into logits (paper section 3.2).
+
+    Each map is projected to `embed_dim` channels, upsampled to the first map's size and fused by a 1x1
+    convolution over their concatenation; batch norm, ReLU, channel dropout and a classifier follow.
+    Interpolation and 1x1 convolution commute, so each map is multiplied with its own slice of the
+    fuse weight at its own size, and the results are upsampled and added: the same sums, without the
+    concatenation and with a third of the products.
+
+    Args:
+        in_channels: channels of the maps, finest first.
+        embed_dim: channels of the head.
+        num_classes: channels of the result.
+        dropout: probability of dropping a channel before the classifier.
+    Shape: [(N, H_i, W_i, C_i)] -> (N, H_0, W_0, num_classes).
+    """
+
+    def __init__(
+        self,
+        in_channels: list[int],
+        embed_dim: int,
+        num_classes: int,
+        dropout: float = 0.1,
+        *,
+        layer_idx: int = -1,
+    ):
+        super().__init__()
+        self.linear_c = nn.ModuleList(
+            [_Projection(channels, embed_dim, layer_idx) for channels in in_channels]
+        )
+        self.linear_fuse = _PointwiseConv(
+            embed_dim * len(in_channels), embed_dim, layer_idx, bias=False
+        )
+        self.batch_norm = BatchNorm(embed_dim, layer_idx=layer_idx)
+        self.dropout = ChannelDropout(dropout)
+        self.linear_pred = _PointwiseConv(embed_dim, num_classes, layer_idx)
+
+    def forward(self, features, noise=None):
+        size = features[0].shape[1:3]
+        # The fuse weight is laid out for the coarsest map first, as in the paper's code.
+        slices = flow.chunk(self.linear_fuse.matrix(), len(features), dim=0)[::-1]
+        fused = None
+        for feature, projection, weight in zip(features, self.linear_c, slices):
+            part = flow.matmul(projection(feature), weight)
+            part = upsample_bilinear(part, size)
+            fused = part if fused is None else fused + part
+        x = F.relu(self.batch_norm(fused))
+        return self.linear_pred(self.dropout(x, noise))
+
+
+class _Projection(nn.Module):
+    """The MLP of one scale: a linear layer, named `proj` as in the paper's code."""
+
+    def __init__(self, in_channels: int, embed_dim: int, layer_idx: int):
+        super().__init__()
+        self.proj = Linear(in_channels, embed_dim, layer_idx=layer_idx)
+
+    def forward(self, x):
+        return self.proj(x)
+
+
+class _PointwiseConv(nn.Module):
+    """A 1x1 convolution on channels-last maps. Weight (out, in, 1, 1), as in nn.Conv2d."""
+
+    def __init__(self, in_channels: int, out_channels: int, layer_idx: int, bias: bool = True):
+        super().__init__()
+        self.weight = parameter((out_channels, in_channels, 1, 1), layer_idx)
+        self.bias = parameter((out_channels,), layer_idx) if bias else None
+
+    def matrix(self):
+        """The weight as an (in, out) matrix."""
+        return self.weight.reshape(self.weight.shape[0], -1).transpose(0, 1)
+
+    def forward(self, x):
+        x = flow.matmul(x, self.matrix())
+        return x if self.bias is None else x + self.bias

@@ -1,0 +1,419 @@
+"""Layers of SegFormer, fitted to OneFlow 0.9.
+
+Activations are channels-last everywhere: tokens (N, L, C) or maps (N, H, W, C). On a GPU the layers
+call OneFlow's own kernels. On a CPU some of those are missing or slow, and a second form with the same
+parameters and the same result is used, chosen by the device of the input:
+
+=====================  ======================================================  =======================
+layer                  what is wrong on OneFlow 0.9's CPU                      the form used there
+=====================  ======================================================  =======================
+LayerNorm              no kernel; nn.LayerNorm's composed form takes 10x the    means by matrix products
+                       time in broadcasts along an axis of size 1
+DepthwiseConv2d        grouped convolution takes 7x the time                    nine shifted products
+Conv2d                 im2col of overlapping patches, plus two transposes       blocks and one product
+upsample_bilinear      one thread, channels first only                          two products with the
+                                                                                interpolation matrices
+=====================  ======================================================  =======================
+
+Each can go when the kernel it replaces is there and as fast.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+import oneflow as flow
+import oneflow.nn.functional as F
+from libai.layers import Linear as ParallelLinear
+from libai.utils import distributed as dist
+from oneflow import nn
+from oneflow.framework import graph_build_util
+
+
+def broadcast_sbp() -> list:
+    """The sbp of a tensor that every rank holds whole."""
+    return dist.get_nd_sbp([flow.sbp.broadcast, flow.sbp.broadcast])
+
+
+def batch_sbp() -> list:
+    """The sbp of a tensor split over the data-parallel ranks along its first axis."""
+    return dist.get_nd_sbp([flow.sbp.split(0), flow.sbp.broadcast])
+
+
+def is_on_cpu(x: flow.Tensor) -> bool:
+    return x.placement.type == "cpu"
+
+
+def parameter(shape: tuple, layer_idx: int, sbp: list | None = None) -> nn.Parameter:
+    """A parameter of zeros on the ranks of layer `layer_idx`; `init_weights` gives it its values."""
+    return nn.Parameter(
+        flow.zeros(
+            shape,
+            dtype=flow.float32,
+            placement=dist.get_layer_placement(layer_idx),
+            sbp=sbp or broadcast_sbp(),
+        )
+    )
+
+
+def constant(values: np.ndarray, placement: flow.placement) -> flow.Tensor:
+    """A constant on every rank of `placement`, made eagerly even while a graph is being traced."""
+    with graph_build_util.lazy_mode.guard(False):
+        return flow.tensor(
+            values, placement=placement, sbp=[flow.sbp.broadcast] * placement.ranks.ndim
+        )
+
+
+def _leave_zero(tensor: flow.Tensor) -> None:
+    """LiBai's Linear initialises itself; here `init_weights` does it for all parameters at once."""
+
+
+def Linear(in_features: int, out_features: int, *, layer_idx: int, parallel: str = "data"):
+    """LiBai's Linear: weight (in, out), tensor parallel by column or by row."""
+    return ParallelLinear(
+        in_features, out_features, parallel=parallel, init_method=_leave_zero, layer_idx=layer_idx
+    )
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last axis.
+
+    Args:
+        channels: size C of the last axis.
+        eps: added to the variance.
+    Shape: (..., C) -> (..., C).
+    """
+
+    def __init__(self, channels: int, eps: float, *, layer_idx: int):
+        super().__init__()
+        self.eps = eps
+        self.weight = parameter((channels,), layer_idx)
+        self.bias = parameter((channels,), layer_idx)
+
+    def forward(self, x):
+        if not is_on_cpu(x):
+            return flow._C.layer_norm_affine(
+                x,
+                self.weight,
+                self.bias,
+                begin_norm_axis=x.ndim - 1,
+                begin_params_axis=x.ndim - 1,
+                epsilon=self.eps,
+            )
+        with flow.no_grad():
+            centred = x.detach() - row_mean(x.detach())
+            inverse_std = flow.rsqrt(_mean_column(centred * centred) + self.eps)  # (..., 1)
+            normalised = centred * _spread(inverse_std, x.shape[-1])
+        return _LayerNormOnCpu.apply(x, normalised, inverse_std, self.weight, self.bias)
+
+
+@lru_cache(maxsize=None)
+def _filled_column(channels: int, value: float, placement: flow.placement) -> flow.Tensor:
+    return constant(np.full((channels, 1), value, np.float32), placement)
+
+
+def _mean_column(x):
+    """(..., C) -> (..., 1)."""
+    channels = x.shape[-1]
+    return flow.matmul(x, _filled_column(channels, 1.0 / channels, x.placement))
+
+
+def _spread(column, channels: int):
+    """(..., 1) -> (..., C), by an outer product: OneFlow's CPU broadcast takes 40 times as long."""
+    ones = _filled_column(channels, 1.0, column.placement)
+    return flow._C.matmul(column, ones, False, True)
+
+
+def row_mean(x):
+    """The mean over the last axis, repeated along it: (..., C) -> (..., C)."""
+    return _spread(_mean_column(x), x.shape[-1])
+
+
+class _LayerNormOnCpu(flow.autograd.Function):
+    """normalised * weight + bias, with the gradient of layer normalisation (Ba et al. 2016)."""
+
+    @staticmethod
+    def forward(ctx, x, normalised, inverse_std, weight, bias):
+        ctx.save_for_backward(normalised, inverse_std, weight)
+        return normalised * weight + bias
+
+    @staticmethod
+    def backward(ctx, grad):
+        normalised, inverse_std, weight = ctx.saved_tensors
+        batch_axes = list(range(grad.ndim - 1))
+        grad_weight = (grad * normalised).sum(batch_axes)
+        grad_bias = grad.sum(batch_axes)
+        grad = grad * weight
+        grad_x = grad - row_mean(grad) - normalised * row_mean(grad * normalised)
+        return grad_x * _spread(inverse_std, grad.shape[-1]), None, None, grad_weight, grad_bias
+
+
+class DepthwiseConv2d(nn.Module):
+    """3x3 convolution of each channel with its own kernel, padding 1, with bias.
+
+    With `parallel="col"` the channels, and with them weight and bias, are split over the
+    tensor-parallel ranks; no communication is needed.
+
+    Shape: (N, H, W, C) -> (N, H, W, C). Weight (C, 1, 3, 3), as in nn.Conv2d.
+    """
+
+    def __init__(self, channels: int, *, layer_idx: int, parallel: str = "data"):
+        super().__init__()
+        split = flow.sbp.split(0) if parallel == "col" else flow.sbp.broadcast
+        sbp = dist.get_nd_sbp([flow.sbp.broadcast, split])
+        self.weight = parameter((channels, 1, 3, 3), layer_idx, sbp)
+        self.bias = parameter((channels,), layer_idx, sbp)
+
+    def forward(self, x):
+        channels = x.shape[-1]
+        if not is_on_cpu(x):
+            x = x.permute(0, 3, 1, 2)
+            x = F.conv2d(x, self.weight, self.bias, padding=1, groups=channels)
+            return x.permute(0, 2, 3, 1)
+        taps = self.weight.reshape(channels, 9).transpose(0, 1).contiguous()  # (9, C)
+        return _DepthwiseOnCpu.apply(x, taps) + self.bias
+
+
+class _DepthwiseOnCpu(flow.autograd.Function):
+    """Depthwise 3x3 convolution as nine shifted products.
+
+    The map is padded by one and laid out as one row of tokens, so that every shift is a contiguous
+    range of it: token t of the result is the sum over taps k of taps[k] * token t + offset(k).
+    """
+
+    @staticmethod
+    def forward(ctx, x, taps):
+        padded = _padded_tokens(x)
+        ctx.save_for_backward(padded, taps)
+        return _correlate(padded, taps, x.shape)
+
+    @staticmethod
+    def backward(ctx, grad):
+        padded, taps = ctx.saved_tensors
+        n, height, width, _ = grad.shape
+        grad_x = _correlate(_padded_tokens(grad), flow.flip(taps, [0]), grad.shape)
+        # The result's tokens, with the two tokens between rows (here: zero) that _correlate cuts off.
+        rows = F.pad(grad, (0, 0, 0, 2)).reshape(n, height * (width + 2), -1)
+        rows = rows.narrow(1, 0, height * (width + 2) - 2)
+        grad_taps = [
+            (padded.narrow(1, start, rows.shape[1]) * rows).sum((0, 1)) for start in _starts(width)
+        ]
+        return grad_x, flow.stack(grad_taps, 0)
+
+
+def _padded_tokens(x):
+    """(N, H, W, C) -> (N, (H+2)*(W+2), C), a border of zeros around the map."""
+    n, height, width, channels = x.shape
+    return F.pad(x, (0, 0, 1, 1, 1, 1)).reshape(n, (height + 2) * (width + 2), channels)
+
+
+def _starts(width: int) -> list[int]:
+    """Where the tokens of each of the nine taps begin in the padded row."""
+    return [row * (width + 2) + column for row in range(3) for column in range(3)]
+
+
+def _correlate(padded, taps, map_shape):
+    """Sum of the nine shifted products: (N, (H+2)*(W+2), C), (9, C) -> (N, H, W, C)."""
+    n, height, width, channels = map_shape
+    length = height * (width + 2) - 2
+    total = None
+    for tap, start in enumerate(_starts(width)):
+        product = padded.narrow(1, start, length) * taps[tap]
+        total = product if total is None else total + product
+    rows = F.pad(total, (0, 0, 0, 2)).reshape(n, height, width + 2, channels)
+    return rows.narrow(2, 0, width).contiguous()
+
+
+class Conv2d(nn.Module):
+    """Convolution with a stride: patch embedding and spatial reduction.
+
+    Shape: (N, H, W, C_in) -> (N, H', W', C_out), H' = (H + 2 * padding - kernel_size) // stride + 1.
+    Weight (C_out, C_in, k, k), as in nn.Conv2d.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int,
+        padding: int = 0,
+        *,
+        layer_idx: int,
+    ):
+        super().__init__()
+        self.stride, self.padding = stride, padding
+        self.weight = parameter((out_channels, in_channels, kernel_size, kernel_size), layer_idx)
+        self.bias = parameter((out_channels,), layer_idx)
+
+    def forward(self, x):
+        if is_on_cpu(x):
+            return block_conv2d(x, self.weight, self.stride, self.padding) + self.bias
+        x = x.permute(0, 3, 1, 2)
+        x = F.conv2d(x, self.weight, self.bias, stride=self.stride, padding=self.padding)
+        return x.permute(0, 2, 3, 1)
+
+
+def block_conv2d(x, weight, stride: int, padding: int):
+    """A strided convolution as one matrix product over blocks of stride x stride pixels.
+
+    The kernel is widened with zeros until it covers whole blocks: b x b of them. Then each output
+    pixel is a product of b * b neighbouring blocks, all pixels of a block side by side, with the
+    widened kernel.
+
+    Shape: (N, H, W, C), (O, C, k, k) -> (N, H', W', O).
+    """
+    n, height, width, channels = x.shape
+    out_channels, _, kernel_size, _ = weight.shape
+    lead = -padding % stride  # zeros before the kernel, so that it begins at a block's edge
+    blocks = -(-(kernel_size + lead) // stride)
+    trail = blocks * stride - kernel_size - lead
+    out_height = (height + 2 * padding - kernel_size) // stride + 1
+    out_width = (width + 2 * padding - kernel_size) // stride + 1
+
+    before = padding + lead
+    block_rows, block_columns = out_height + blocks - 1, out_width + blocks - 1
+    below = block_rows * stride - before - height
+    right = block_columns * stride - before - width
+    if (before, below, right) != (0, 0, 0):  # a negative pad crops what no output pixel sees
+        x = F.pad(x, (0, 0, before, right, before, below))
+    x = x.reshape(n, block_rows, stride, block_columns, stride, channels)
+    x = x.permute(0, 1, 3, 2, 4, 5).reshape(n, block_rows, block_columns, stride**2 * channels)
+    if blocks > 1:
+        x = flow.cat(
+            [
+                x.narrow(1, row, out_height).narrow(2, column, out_width)
+                for row in range(blocks)
+                for column in range(blocks)
+            ],
+            dim=-1,
+        )
+    if lead or trail:
+        weight = F.pad(weight, (lead, trail, lead, trail))
+    weight = weight.reshape(out_channels, channels, blocks, stride, blocks, stride)
+    weight = weight.permute(2, 4, 3, 5, 1, 0).reshape(-1, out_channels)  # (b*b * s*s * C, O)
+    return flow.matmul(x, weight)
+
+
+def upsample_bilinear(x, size: tuple[int, int]):
+    """Bilinear interpolation with half-pixel centres (align_corners False).
+
+    Shape: (N, H, W, C) -> (N, *size, C).
+    """
+    n, height, width, channels = x.shape
+    if (height, width) == tuple(size):
+        return x
+    if not is_on_cpu(x):
+        x = x.permute(0, 3, 1, 2)
+        x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+        return x.permute(0, 2, 3, 1)
+    x = x.reshape(n, height, width * channels)
+    x = flow.matmul(_interpolation_matrix(height, size[0], x.placement), x)
+    x = x.reshape(n * size[0], width, channels)
+    x = flow.matmul(_interpolation_matrix(width, size[1], x.placement), x)
+    return x.reshape(n, size[0], size[1], channels)
+
+
+@lru_cache(maxsize=64)
+def _interpolation_matrix(length: int, new_length: int, placement: flow.placement) -> flow.Tensor:
+    """(new_length, length): row i holds the weights of the inputs for output i."""
+    centres = (np.arange(new_length) + 0.5) * length / new_length - 0.5
+    centres = centres.clip(0, length - 1)[:, None]
+    weights = np.maximum(0, 1 - np.abs(centres - np.arange(length)))
+    return constant(weights.astype(np.float32), placement)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the last, with the statistics of the global batch.
+
+    LiBai's wheel has no BatchNorm2d, and OneFlow's kernel takes the statistics of each rank alone.
+    Here the means are global reductions: any split of the ranks gives the same numbers.
+
+    Shape: (..., C) -> (..., C). Same state as nn.BatchNorm2d.
+    """
+
+    def __init__(self, channels: int, *, layer_idx: int, eps: float = 1e-5, momentum: float = 0.1):
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.weight = parameter((channels,), layer_idx)
+        self.bias = parameter((channels,), layer_idx)
+        self.register_buffer("running_mean", parameter((channels,), layer_idx).data)
+        self.register_buffer("running_var", parameter((channels,), layer_idx).data + 1)
+
+    def forward(self, x):
+        if not self.training:
+            scale = self.weight * flow.rsqrt(self.running_var + self.eps)
+            return x * scale + (self.bias - self.running_mean * scale)
+        rows = x.reshape(-1, x.shape[-1])
+        mean = rows.mean(0).to_global(sbp=broadcast_sbp())
+        centred = rows - mean
+        variance = (centred * centred).mean(0).to_global(sbp=broadcast_sbp())
+        self._update_running(mean.detach(), variance.detach(), rows.shape[0])
+        scale = self.weight * flow.rsqrt(variance + self.eps)
+        return (centred * scale + self.bias).reshape(x.shape)
+
+    def _update_running(self, mean, variance, count: int):
+        """Move the running statistics towards those of this batch, variance unbiased.
+
+        A graph drops writes to a buffer, except for those of OneFlow's own normalisation kernel. So
+        that kernel does it, on a batch of two rows that has this mean and this unbiased variance.
+        """
+        deviation = flow.sqrt(variance * (count / max(count - 1, 1) / 2))
+        flow._C.normalization(
+            flow.stack([mean - deviation, mean + deviation], 0),
+            self.running_mean,
+            self.running_var,
+            self.weight.detach(),
+            self.bias.detach(),
+            axis=1,
+            epsilon=self.eps,
+            momentum=self.momentum,
+            is_training=True,
+        )
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): drops the residual branch of a whole sample.
+
+    Args:
+        drop_prob: the probability of dropping, in [0, 1).
+    Shape: x (N, L, C), noise (N,) uniform in [0, 1) or None for noise of its own -> (N, L, C).
+    """
+
+    def __init__(self, drop_prob: float):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x, noise=None):
+        if not self.training or self.drop_prob == 0:
+            return x
+        return x * _keep_mask(x, (x.shape[0], 1, 1), self.drop_prob, noise)
+
+
+class ChannelDropout(nn.Module):
+    """Drops whole channels of a map (Tompson et al. 2015), as nn.Dropout2d does channels-first.
+
+    Shape: x (N, H, W, C), noise (N, C) uniform in [0, 1) or None for noise of its own.
+    """
+
+    def __init__(self, drop_prob: float):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x, noise=None):
+        if not self.training or self.drop_prob == 0:
+            return x
+        n, height, width, channels = x.shape
+        mask = _keep_mask(x, (n, 1, channels), self.drop_prob, noise)
+        if is_on_cpu(x):  # broadcasting a middle axis takes 100 times as long there as a product
+            ones = _filled_column(height * width, 1.0, x.placement)
+            mask = flow.matmul(ones, mask)
+            return x * mask.reshape(x.shape)
+        return x * mask.unsqueeze(1)
+
+
+def _keep_mask(x, shape: tuple, drop_prob: float, noise):
+    """1 / keep where the noise says keep, else 0; the expected value is 1."""
+    keep_prob = 1.0 - drop_prob
+    if noise is None:
+        noise = flow.rand(*shape, placement=x.placement, sbp=batch_sbp())
+    return flow.floor(noise.reshape(*shape).to(x.dtype) + keep_prob) / keep_prob

@@ -1,0 +1,456 @@
+"""SegFormer (Xie et al., NeurIPS 2021): the MiT encoder and its classification and segmentation models."""
+
+import difflib
+import inspect
+import zlib
+
+import numpy as np
+import oneflow as flow
+import oneflow.nn.functional as F
+from libai.config import configurable
+from libai.utils import distributed as dist
+from oneflow import nn
+from oneflow.nn.graph import GraphModule
+
+from projects.SegFormer.modeling.errors import InputError
+from projects.SegFormer.modeling.head import DecodeHead
+from projects.SegFormer.modeling.layers import (
+    BatchNorm,
+    Conv2d,
+    DepthwiseConv2d,
+    DropPath,
+    LayerNorm,
+    Linear,
+    ParallelLinear,
+    batch_sbp,
+    upsample_bilinear,
+)
+
+MIN_SIDE = 32  # the coarsest map has a stride of 32
+
+
+class PatchEmbed(nn.Module):
+    """Overlapping patches to tokens (paper section 3.1): a strided convolution and a layer norm.
+
+    Shape: (N, H, W, C_in) -> (N, H', W', C_out), sides divided by the stride, rounded up.
+    """
+
+    def __init__(self, in_channels, embed_dim, patch_size, stride, norm_eps, *, layer_idx):
+        super().__init__()
+        self.proj = Conv2d(
+            in_channels, embed_dim, patch_size, stride, padding=patch_size // 2, layer_idx=layer_idx
+        )
+        self.norm = LayerNorm(embed_dim, norm_eps, layer_idx=layer_idx)
+
+    def forward(self, x):
+        return self.norm(self.proj(x))
+
+
+class EfficientSelfAttention(nn.Module):
+    """Self-attention whose keys and values are reduced in space by `sr_ratio` (paper equation 2).
+
+    Shape: (N, H, W, C) -> (N, H, W, C).
+    """
+
+    def __init__(self, dim, num_heads, sr_ratio, norm_eps, *, layer_idx):
+        super().__init__()
+        if dim % num_heads:
+            raise InputError(
+                f"hidden size {dim} is not divisible by {num_heads} attention heads: "
+                "change hidden_sizes or num_attention_heads"
+            )
+        self.num_heads, self.sr_ratio = num_heads, sr_ratio
+        self.scale = (dim // num_heads) ** -0.5
+        self.q = Linear(dim, dim, layer_idx=layer_idx)
+        self.kv = Linear(dim, 2 * dim, layer_idx=layer_idx)
+        if sr_ratio > 1:
+            self.sr = Conv2d(dim, dim, sr_ratio, sr_ratio, layer_idx=layer_idx)
+            self.norm = LayerNorm(dim, norm_eps, layer_idx=layer_idx)
+        self.proj = Linear(dim, dim, layer_idx=layer_idx)
+
+    def forward(self, x):
+        n, height, width, dim = x.shape
+        reduced = self.norm(self.sr(x)) if self.sr_ratio > 1 else x
+        tokens = x.reshape(n, height * width, dim)
+        keys_values = self.kv(reduced.reshape(n, -1, dim))  # (N, M, 2C)
+        query = self._split_heads(self.q(tokens))  # (N, heads, L, C / heads)
+        key = self._split_heads(keys_values.narrow(2, 0, dim))
+        value = self._split_heads(keys_values.narrow(2, dim, dim))
+        scores = flow._C.matmul(query, key, False, True, self.scale)  # (N, heads, L, M)
+        context = flow.matmul(flow.softmax(scores, dim=-1), value)
+        context = context.permute(0, 2, 1, 3).reshape(n, height * width, dim)
+        return self.proj(context).reshape(n, height, width, dim)
+
+    def _split_heads(self, x):
+        """(N, L, C) -> (N, heads, L, C / heads)."""
+        n, length, dim = x.shape
+        return x.reshape(n, length, self.num_heads, dim // self.num_heads).permute(0, 2, 1, 3)
+
+
+class DWConv(nn.Module):
+    """The depthwise convolution of Mix-FFN, under the name it has in checkpoints."""
+
+    def __init__(self, channels, *, layer_idx):
+        super().__init__()
+        self.dwconv = DepthwiseConv2d(channels, layer_idx=layer_idx, parallel="col")
+
+    def forward(self, x):
+        return self.dwconv(x)
+
+
+class MixFFN(nn.Module):
+    """Two linear layers with a depthwise 3x3 convolution and GELU between (paper equation 3).
+
+    The hidden channels are split over the tensor-parallel ranks, the convolution with them.
+
+    Shape: (N, H, W, C) -> (N, H, W, C).
+    """
+
+    def __init__(self, dim, hidden_dim, *, layer_idx):
+        super().__init__()
+        self.dense_h_to_4h = Linear(dim, hidden_dim, parallel="col", layer_idx=layer_idx)
+        self.dwconv = DWConv(hidden_dim, layer_idx=layer_idx)
+        self.dense_4h_to_h = Linear(hidden_dim, dim, parallel="row", layer_idx=layer_idx)
+
+    def forward(self, x):
+        return self.dense_4h_to_h(F.gelu(self.dwconv(self.dense_h_to_4h(x))))
+
+
+class SegformerBlock(nn.Module):
+    """A transformer block: attention and Mix-FFN, each normalised before and dropped by DropPath.
+
+    Shape: x (N, H, W, C), noise (N, 2) or None -> (N, H, W, C).
+    """
+
+    def __init__(
+        self, dim, num_heads, sr_ratio, mlp_ratio, drop_path, norm_eps, sr_norm_eps, *, layer_idx
+    ):
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.norm1 = LayerNorm(dim, norm_eps, layer_idx=layer_idx)
+        self.attn = EfficientSelfAttention(
+            dim, num_heads, sr_ratio, sr_norm_eps, layer_idx=layer_idx
+        )
+        self.norm2 = LayerNorm(dim, norm_eps, layer_idx=layer_idx)
+        self.mlp = MixFFN(dim, int(dim * mlp_ratio), layer_idx=layer_idx)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x, noise=None):
+        placement = dist.get_layer_placement(self.layer_idx)
+        x = x.to_global(placement=placement)
+        attention_noise = mlp_noise = None
+        if noise is not None:
+            noise = noise.to_global(placement=placement)
+            attention_noise, mlp_noise = noise.narrow(1, 0, 1), noise.narrow(1, 1, 1)
+        x = x + self._drop(self.attn(self.norm1(x)), attention_noise)
+        return x + self._drop(self.mlp(self.norm2(x)), mlp_noise)
+
+    def _drop(self, branch, noise):
+        n, height, width, dim = branch.shape
+        branch = self.drop_path(branch.reshape(n, height * width, dim), noise)
+        return branch.reshape(n, height, width, dim)
+
+
+class SegformerPreTrainModel(nn.Module):
+    """The hierarchical Mix Transformer (MiT) encoder, as it is pre-trained for classification.
+
+    Args (one entry a stage where a list is asked for):
+        num_channels: channels of the images.
+        depths: number of blocks.
+        hidden_sizes: channels.
+        num_attention_heads, sr_ratios: of the efficient self-attention.
+        mlp_ratios: hidden channels of Mix-FFN over channels.
+        patch_sizes, strides: of the overlapping patch embeddings.
+        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
+        layer_norm_eps: of the norms in blocks and after stages.
+        embed_norm_eps: of the norms after patch embedding and spatial reduction.
+    Shape: images (N, C, H, W), noise (N, `noise_size`) or None -> tokens of the last stage (N, L, C).
+    """
+
+    def __init__(
+        self,
+        *,
+        num_channels=3,
+        depths=(2, 2, 2, 2),
+        hidden_sizes=(32, 64, 160, 256),
+        num_attention_heads=(1, 2, 5, 8),
+        sr_ratios=(8, 4, 2, 1),
+        mlp_ratios=(4, 4, 4, 4),
+        patch_sizes=(7, 3, 3, 3),
+        strides=(4, 2, 2, 2),
+        drop_path_rate=0.1,
+        layer_norm_eps=1e-6,
+        embed_norm_eps=1e-5,
+    ):
+        super().__init__()
+        drop_path_rates = np.linspace(0, drop_path_rate, sum(depths)).tolist()
+        in_channels = [num_channels, *hidden_sizes[:-1]]
+        first_blocks = np.cumsum([0, *depths[:-1]]).tolist()
+        self.noise_size = 2 * sum(depths)
+        self.patch_embeds = nn.ModuleList(
+            [
+                PatchEmbed(*sizes, embed_norm_eps, layer_idx=first)
+                for *sizes, first in zip(
+                    in_channels, hidden_sizes, patch_sizes, strides, first_blocks
+                )
+            ]
+        )
+        self.blocks = nn.ModuleList(
+            [
+                nn.ModuleList(
+                    [
+                        SegformerBlock(
+                            hidden_sizes[stage],
+                            num_attention_heads[stage],
+                            sr_ratios[stage],
+                            mlp_ratios[stage],
+                            drop_path_rates[layer_idx],
+                            layer_norm_eps,
+                            embed_norm_eps,
+                            layer_idx=layer_idx,
+                        )
+                        for layer_idx in range(first, first + depths[stage])
+                    ]
+                )
+                for stage, first in enumerate(first_blocks)
+            ]
+        )
+        self.layer_norms = nn.ModuleList(
+            [
+                LayerNorm(size, layer_norm_eps, layer_idx=first + depth - 1)
+                for size, first, depth in zip(hidden_sizes, first_blocks, depths)
+            ]
+        )
+
+    def forward(self, images, noise=None):
+        x = self.encode(images, noise)[-1]
+        return x.reshape(x.shape[0], -1, x.shape[-1])
+
+    def encode(self, images, noise=None):
+        """The maps after each stage: [(N, H / stride, W / stride, C)], finest first."""
+        height, width = images.shape[-2:]
+        if min(height, width) < MIN_SIDE:
+            raise InputError(
+                f"images of {height}x{width} are too small: both sides must be {MIN_SIDE} or more"
+            )
+        x = to_input(images).permute(0, 2, 3, 1)
+        features = []
+        used = 0
+        for patch_embed, blocks, norm in zip(self.patch_embeds, self.blocks, self.layer_norms):
+            x = patch_embed(x.to_global(placement=patch_embed.norm.weight.placement))
+            for block in blocks:
+                x = block(x, None if noise is None else noise.narrow(1, used, 2))
+                used += 2
+            x = norm(x)
+            features.append(x)
+        return features
+
+
+class SegformerModel(SegformerPreTrainModel):
+    """The encoder as the backbone for segmentation.
+
+    Shape: images (N, C, H, W), noise or None -> maps of all stages [(N, H_i, W_i, C_i)].
+    """
+
+    def forward(self, images, noise=None):
+        return self.encode(images, noise)
+
+
+def to_input(tensor):
+    """A local tensor as each data-parallel rank's share of the batch; a global one as it is."""
+    if tensor.is_global:
+        return tensor
+    return tensor.to_global(placement=dist.get_layer_placement(0), sbp=batch_sbp())
+
+
+class _ConfigurableModel(nn.Module):
+    """What the two models share: construction from a config, initial weights, pipeline stages."""
+
+    @classmethod
+    def from_config(cls, cfg):
+        """The keyword arguments in `cfg`. Raises InputError for a name that no argument has."""
+        known = cls.argument_names()
+        for name in cfg:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=3) or sorted(known)
+                raise InputError(
+                    f"{cls.__name__} has no setting {name!r}: did you mean {', '.join(near)}?"
+                )
+        return dict(cfg)
+
+    @classmethod
+    def argument_names(cls) -> set[str]:
+        names = set()
+        for owner in (*cls.__mro__, SegformerPreTrainModel):
+            if owner.__module__.startswith("projects."):
+                names |= set(inspect.signature(owner.__init__).parameters)
+        return names - {"self", "args", "kwargs", "encoder", "segmentation"}
+
+    def init_weights(self):
+        """The initial values of the paper's code, drawn from OneFlow's seed.
+
+        Every parameter has its own stream of random numbers, named by the parameter: the values are
+        the same for every split of the ranks.
+        """
+        for module_name, module in self.named_modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                stream = zlib.crc32(f"{module_name}.{name}".encode())
+                rng = np.random.default_rng((flow.initial_seed(), stream))
+                values = _initial_values(module_name, module, name, tuple(parameter.shape), rng)
+                assign(parameter, values)
+
+    @staticmethod
+    def set_pipeline_stage_id(model):
+        """Tell the graph which stage each block belongs to."""
+        dist_util = dist.get_dist_util()
+        for module in model.modules():
+            block = module.to(nn.Module)
+            if isinstance(block, SegformerBlock):
+                stage = dist_util.get_layer_stage_id(block.layer_idx)
+                module.to(GraphModule).set_stage(stage, dist.get_layer_placement(block.layer_idx))
+            elif isinstance(block, DecodeHead):
+                module.to(GraphModule).set_stage(
+                    dist_util.get_layer_stage_id(-1), dist.get_layer_placement(-1)
+                )
+
+
+def assign(tensor, values: np.ndarray):
+    """Copy `values`, the whole tensor on every rank, into a global parameter or buffer."""
+    tensor.data.copy_(
+        flow.tensor(values.astype(np.float32)).to_global(
+            placement=tensor.placement, sbp=[flow.sbp.broadcast] * tensor.placement.ranks.ndim
+        )
+    )
+
+
+def _initial_values(module_name, module, name, shape, rng) -> np.ndarray:
+    if name == "bias" and not module_name.startswith("head.linear_c"):
+        return np.zeros(shape)
+    if isinstance(module, (LayerNorm, BatchNorm)):
+        return np.ones(shape)
+    if module_name.startswith("head.linear_c"):  # the default of torch.nn.Linear
+        bound = module.in_features**-0.5
+        return rng.uniform(-bound, bound, shape)
+    if isinstance(module, ParallelLinear):
+        return rng.normal(0, 0.02, shape)
+    if module_name == "head.linear_pred":
+        return rng.normal(0, 0.01, shape)
+    # Convolutions, the fuse layer included: normal with fan-out k * k * out / groups.
+    groups = shape[0] if isinstance(module, DepthwiseConv2d) else 1
+    return rng.normal(0, (2 * groups / (shape[0] * shape[2] * shape[3])) ** 0.5, shape)
+
+
+class SegformerForImageClassification(_ConfigurableModel):
+    """The encoder and a linear classifier on the mean of its last tokens, for ImageNet.
+
+    Args:
+        num_classes: number of classes.
+        label_smoothing: share of the target that is spread over all classes.
+        encoder: see SegformerPreTrainModel.
+    """
+
+    @configurable
+    def __init__(self, *, num_classes=1000, label_smoothing=0.0, **encoder):
+        super().__init__()
+        self.segformer = SegformerPreTrainModel(**encoder)
+        self.num_classes, self.label_smoothing = num_classes, label_smoothing
+        self.noise_size = self.segformer.noise_size
+        channels = self.segformer.layer_norms[-1].weight.shape[0]
+        self.head = Linear(channels, num_classes, layer_idx=-1)
+        self.init_weights()
+
+    def forward(self, images, labels=None, noise=None):
+        """Logits, or in training with labels the loss.
+
+        Args:
+            images: (N, C, H, W) float.
+            labels: (N,) class indices, or (N, num_classes) probabilities.
+            noise: (N, `noise_size`) uniform in [0, 1), or None.
+        Returns:
+            {"losses": scalar} in training with labels, else {"prediction_scores": (N, num_classes)}.
+        """
+        tokens = self.segformer(images, noise)
+        tokens = tokens.to_global(placement=dist.get_layer_placement(-1))
+        logits = self.head(tokens.mean(1))
+        if not self.training or labels is None:
+            return {"prediction_scores": logits}
+        return {"losses": self.loss(logits, to_input(labels))}
+
+    def loss(self, logits, labels):
+        """Cross entropy against class indices or probabilities."""
+        log_probabilities = flow.log_softmax(logits, dim=-1)
+        if labels.ndim == 1:
+            labels = flow._C.one_hot(labels, self.num_classes, 1.0, 0.0).to(logits.dtype)
+        smoothing = self.label_smoothing
+        targets = labels * (1 - smoothing) + smoothing / self.num_classes
+        return -(targets * log_probabilities).sum(-1).mean()
+
+
+class SegformerForSemanticSegmentation(_ConfigurableModel):
+    """The encoder and the all-MLP decode head.
+
+    Args:
+        num_classes: number of classes.
+        decoder_hidden_size: channels of the head; 256 for B0 and B1, 768 for B2 to B5.
+        decoder_dropout: channel dropout before the classifier.
+        ignore_index: the label that counts nowhere.
+        encoder: see SegformerPreTrainModel.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        num_classes=150,
+        decoder_hidden_size=256,
+        decoder_dropout=0.1,
+        ignore_index=255,
+        **encoder,
+    ):
+        super().__init__()
+        self.segformer = SegformerModel(**encoder)
+        self.ignore_index = ignore_index
+        channels = [norm.weight.shape[0] for norm in self.segformer.layer_norms]
+        self.head = DecodeHead(channels, decoder_hidden_size, num_classes, decoder_dropout)
+        self.noise_size = self.segformer.noise_size + decoder_hidden_size
+        self.init_weights()
+
+    def forward(self, images, labels=None, noise=None):
+        """Logits, or in training with labels the loss.
+
+        Args:
+            images: (N, C, H, W) float.
+            labels: (N, H, W) class indices.
+            noise: (N, `noise_size`) uniform in [0, 1), what stochastic depth and dropout go by; None
+                for noise of their own.
+        Returns:
+            {"losses": scalar} in training with labels, else
+            {"prediction_scores": (N, num_classes, H / 4, W / 4)}, sides rounded up.
+        """
+        placement = dist.get_layer_placement(-1)
+        features = [
+            feature.to_global(placement=placement) for feature in self.segformer(images, noise)
+        ]
+        head_noise = None
+        if noise is not None:
+            start = self.segformer.noise_size
+            head_noise = noise.narrow(1, start, self.noise_size - start)
+            head_noise = head_noise.to_global(placement=placement)
+        logits = self.head(features, head_noise)
+        if not self.training or labels is None:
+            return {"prediction_scores": logits.permute(0, 3, 1, 2).contiguous()}
+        return {"losses": self.loss(logits, to_input(labels))}
+
+    def loss(self, logits, labels):
+        """Cross entropy at label resolution, averaged over the valid pixels of the global batch.
+
+        Shape: (N, h, w, num_classes), (N, H, W) -> scalar. Without a valid pixel it is 0.
+        """
+        logits = upsample_bilinear(logits, labels.shape[1:])
+        logits = logits.reshape(-1, logits.shape[-1])
+        labels = labels.reshape(-1)
+        losses = F.cross_entropy(
+            logits, labels, ignore_index=self.ignore_index, reduction="none"
+        )
+        valid = (labels != self.ignore_index).to(losses.dtype)
+        return losses.sum() / flow.clamp(valid.sum(), min=1.0)
