@@ -115,15 +115,15 @@ def load_state(
 
 def state_of(model: flow.nn.Module) -> dict[str, np.ndarray]:
     """All parameters and buffers of `model`, whole, as NumPy arrays on every rank."""
-    placement_of = flow.env.all_device_placement
-    return {
-        key: tensor.to_global(
-            placement=placement_of(tensor.placement.type), sbp=flow.sbp.broadcast
-        )
-        .to_local()
-        .numpy()
-        for key, tensor in _tensors(model)
-    }
+    return {key: whole(tensor).numpy() for key, tensor in _tensors(model)}
+
+
+def whole(tensor: flow.Tensor) -> flow.Tensor:
+    """A global tensor, whole, as a local one on every rank; called on all ranks at once."""
+    if not tensor.is_global:
+        return tensor
+    placement = flow.env.all_device_placement(tensor.placement.type)
+    return tensor.to_global(placement=placement, sbp=flow.sbp.broadcast).to_local()
 
 
 def _tensors(model: flow.nn.Module):

@@ -1,0 +1,42 @@
+"""How a segmentation model is trained: the paper's schedule, logging, checkpoints, evaluation."""
+
+from libai.config import LazyCall
+
+from projects.SegFormer.engine.optim import warmup_poly
+
+train = dict(
+    output_dir="output",
+    seed=0,
+    # The batch of one step, over all ranks and accumulation steps.
+    global_batch_size=16,
+    train_micro_batch_size=None,
+    num_accumulation_steps=None,
+    test_micro_batch_size=1,
+    train_iter=160_000,
+    train_epoch=0,
+    warmup_ratio=1_500 / 160_000,
+    # max_iter and warmup_iter follow from the three values above.
+    scheduler=LazyCall(warmup_poly)(
+        warmup_factor=1e-6, power=1.0, max_iter=None, warmup_iter=None
+    ),
+    # A checkpoint to start from: only its weights are taken.
+    load_weight="",
+    resume=False,
+    start_iter=0,
+    log_period=20,
+    checkpointer=dict(period=4_000, max_to_keep=3),
+    # The checkpoint of the highest mIoU is kept as model_best. eval_iter: at most so many batches.
+    evaluation=dict(enabled=True, eval_period=4_000, eval_iter=1_000_000),
+    amp=dict(enabled=False),
+    activation_checkpoint=dict(enabled=False),
+    zero_optimization=dict(enabled=False, stage=1),
+    nccl_fusion_threshold_mb=16,
+    nccl_fusion_max_ops=24,
+    # pipeline_num_layers follows from the model's depths.
+    dist=dict(
+        data_parallel_size=1,
+        tensor_parallel_size=1,
+        pipeline_parallel_size=1,
+        pipeline_num_layers=None,
+    ),
+)

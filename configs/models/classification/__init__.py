@@ -1,0 +1,1 @@
+"""One file a model size, with the ImageNet classifier."""

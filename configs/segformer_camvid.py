@@ -1,0 +1,31 @@
+"""SegFormer-B0 on CamVid from scratch: a small training that a CPU can do, on a folder data set.
+
+    bash tools/train.sh configs/segformer_camvid.py 1 data.root=PATH
+
+The learning rate is ten times the paper's, which is for fine-tuning. README.md has the mIoU to expect.
+"""
+
+from libai.config import LazyCall
+
+from projects.SegFormer.modeling.segformer_loadmodel import (
+    SegformerSegmentationLoadImageNetPretrain,
+)
+
+from .common.graph import graph
+from .common.optim import optim
+from .common.train import train
+from .data.camvid import data, dataloader
+from .models.mit_b0 import cfg
+
+cfg.num_classes = 11
+
+optim.params.lr = 6e-4
+
+train.output_dir = "output/segformer_camvid"
+train.global_batch_size = 4
+train.train_iter = 600
+train.warmup_ratio = 0.05
+train.checkpointer.period = 200
+train.evaluation.eval_period = 200
+
+model = LazyCall(SegformerSegmentationLoadImageNetPretrain)(cfg=cfg)

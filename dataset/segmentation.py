@@ -1,0 +1,221 @@
+"""Images and label maps of one data set, checked, transformed and made tensors."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import oneflow as flow
+from libai.data.structures import DistTensorData, Instance
+from oneflow.utils.data import Dataset
+from PIL import Image
+
+from projects.SegFormer.dataset.sampler import Draw
+from projects.SegFormer.dataset.transforms import IGNORE_INDEX, Compose, Transform
+from projects.SegFormer.modeling.errors import InputError
+
+
+class SegmentationDataset(Dataset):
+    """Pairs of an image file and a label file.
+
+    A label map is a one-channel image, the class index of each pixel, IGNORE_INDEX where there is
+    none.
+
+    Args:
+        images: image files.
+        labels: the label file of each image, or None for a split without labels: every pixel is
+            then IGNORE_INDEX.
+        classes: names; their order is that of the indices.
+        palette: an RGB triple, 0 to 255, per class.
+        transforms: applied one after the other; see `transforms.py`.
+        seed: of the augmentation. With the position in the stream of samples it decides all random
+            choices: not the worker, the rank or an interruption.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Path],
+        labels: Sequence[Path] | None,
+        classes: Sequence[str],
+        palette: Sequence[Sequence[int]],
+        transforms: Sequence[Transform],
+        seed: int = 0,
+    ):
+        self.images = list(images)
+        self.labels = None if labels is None else list(labels)
+        self.classes = list(classes)
+        self.palette = [tuple(colour) for colour in palette]
+        self.transforms = Compose(transforms)
+        self.seed = seed
+        if not self.images:
+            raise InputError(f"{type(self).__name__}: no images; give at least one")
+        if not 1 <= len(self.classes) <= IGNORE_INDEX:
+            raise InputError(
+                f"classes: {len(self.classes)} names; 1 to {IGNORE_INDEX} can be told apart in an "
+                f"8-bit label map, where {IGNORE_INDEX} means no class"
+            )
+        if len(set(self.classes)) != len(self.classes):
+            twice = next(name for name in self.classes if self.classes.count(name) > 1)
+            raise InputError(f"classes: {twice!r} is there more than once; every name is one class")
+        if len(self.palette) != len(self.classes):
+            raise InputError(
+                f"palette: {len(self.palette)} colours for {len(self.classes)} classes; "
+                "give one RGB triple per class"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: Draw | int) -> Instance:
+        """The sample as LiBai wants it: `images` float32 (3, H, W), `labels` int64 (H, W).
+
+        A plain index stands for the draw of that index at that position. The labels of a draw that
+        is not valid are all IGNORE_INDEX, so that it counts nowhere.
+        """
+        draw = key if isinstance(key, Draw) else Draw(key, key)
+        image, label = self.load(draw.index)
+        if label is None or not draw.valid:
+            label = np.full(image.shape[:2], IGNORE_INDEX, np.uint8)
+        rng = np.random.default_rng((self.seed, draw.position))
+        image, label = self.transforms(image, label, rng)
+
+        image = np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32)
+        # Tensors may be made in a loader's worker process: OneFlow passes them on through shared
+        # memory and frees it again.
+        return Instance(
+            images=DistTensorData(flow.from_numpy(image)),
+            labels=DistTensorData(flow.from_numpy(label.astype(np.int64)), placement_idx=-1),
+        )
+
+    def load(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Image (H, W, 3) uint8 RGB and label (H, W) uint8, untransformed; None without labels.
+
+        Raises:
+            InputError: a file cannot be decoded, their sizes differ, or the label has a value that
+                is neither a class nor IGNORE_INDEX.
+        """
+        image = read_image(self.images[index])
+        if self.labels is None:
+            return image, None
+        path = self.labels[index]
+        values = read_label(path)
+        if values.shape != image.shape[:2]:
+            raise InputError(
+                f"{path}: the label is {_size(values)} but its image {self.images[index]} is "
+                f"{_size(image)} (height x width); they must be equal"
+            )
+        table = self.label_table(path)
+        label = values if table is None else cv2.LUT(values, table)
+        unknown = (label >= len(self.classes)) & (label != IGNORE_INDEX)
+        if unknown.any():
+            found = ", ".join(str(value) for value in np.unique(values[unknown]))
+            raise InputError(
+                f"{path}: label value {found} stands for none of the {len(self.classes)} classes "
+                f"and is not {IGNORE_INDEX}, to be ignored; correct the label or the classes"
+            )
+        return image, label
+
+    def label_table(self, path: Path) -> np.ndarray | None:
+        """The class index of each of the 256 values that the file may hold, uint8 (256,).
+
+        For subclasses whose files hold something else; None where the values are the indices.
+        """
+        return None
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Any image file as (H, W, 3) uint8 RGB, as its pixels are stored.
+
+    An EXIF rotation is not applied, since label maps have none. Grey becomes RGB, alpha is dropped,
+    of 16 bits the upper 8 are kept.
+
+    Raises:
+        InputError: the file is missing, damaged, cut short or not an image.
+    """
+    data = _read_bytes(path)
+    try:
+        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        image = None
+    if image is None or _is_cut_jpeg(data):
+        raise _damaged(path, data)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def read_label(path: Path) -> np.ndarray:
+    """A one-channel label map as (H, W) uint8. Of a palette image, the indices.
+
+    Raises:
+        InputError: the file is missing, damaged or cut short, has several channels, or values that
+            do not fit in 8 bits.
+    """
+    data = _read_bytes(path)
+    try:
+        # Pillow, because OpenCV expands a palette into colours.
+        with Image.open(io.BytesIO(data)) as file:
+            mode, channels = file.mode, len(file.getbands())
+            values = np.asarray(file)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise _damaged(path, data) from error
+    if channels != 1 or mode == "F":
+        raise InputError(
+            f"{path}: the label is an image of mode {mode}; expected one channel of whole numbers, "
+            "the class index of each pixel and not its colour"
+        )
+    if values.min() < 0 or values.max() > 255:
+        raise InputError(
+            f"{path}: label values from {values.min()} to {values.max()}; expected 0 to 255"
+        )
+    return values.astype(np.uint8)
+
+
+def pair_files(
+    images: Mapping[str, Path], labels: Mapping[str, Path], root: Path
+) -> tuple[list[Path], list[Path]]:
+    """Image and label files of equal key, sorted by key.
+
+    Raises:
+        InputError: a key is on one side only.
+    """
+    for found, other, missing in ((images, labels, "label"), (labels, images, "image")):
+        alone = sorted(found.keys() - other.keys())
+        if alone:
+            names = ", ".join(str(found[key].relative_to(root)) for key in alone[:3])
+            raise InputError(
+                f"{root}: {len(alone)} of {len(found)} files have no {missing}: {names}"
+                f"{', ...' if len(alone) > 3 else ''}; add what is missing or take them out"
+            )
+    keys = sorted(images)
+    return [images[key] for key in keys], [labels[key] for key in keys]
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _damaged(path: Path, data: bytes) -> InputError:
+    return InputError(
+        f"{path}: damaged, cut short or not an image ({len(data)} bytes); "
+        "replace the file or take it out"
+    )
+
+
+def _is_cut_jpeg(data: bytes) -> bool:
+    """Whether a JPEG file ends before its end marker. OpenCV fills the missing part with grey."""
+    if not data.startswith(b"\xff\xd8"):
+        return False
+    # Skip the header segments (marker, 2 bytes of length): an EXIF thumbnail is a JPEG of its own.
+    position = 2
+    while position < len(data) and (marker := data[position : position + 2]) != b"\xff\xda":
+        length = int.from_bytes(data[position + 2 : position + 4], "big")
+        position += 1 if marker == b"\xff\xff" else 2 + length  # 0xFF may fill up before a marker
+    return data.find(b"\xff\xd9", position) < 0
+
+
+def _size(array: np.ndarray) -> str:
+    return f"{array.shape[0]}x{array.shape[1]}"

@@ -1,0 +1,155 @@
+"""Checkpoints that are whole or not there, and the way back from them.
+
+A checkpoint is a folder of LiBai's form: `model`, `optimizer` (or `graph`) and `lr_scheduler`, each
+written by `flow.save`, and `checkpoint.json` with the iteration and the size of every file.
+"""
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import oneflow as flow
+from libai.utils import distributed as dist
+from libai.utils.checkpoint import Checkpointer as LiBaiCheckpointer
+
+from projects.SegFormer.model_utils.weight_files import load_state, whole
+from projects.SegFormer.modeling.errors import InputError
+
+logger = logging.getLogger("libai." + __name__)
+
+RECORD = "checkpoint.json"
+
+
+class Checkpointer(LiBaiCheckpointer):
+    """LiBai's Checkpointer, safe against a kill or a full disk in the middle of a save.
+
+    LiBai writes into the final folder, file by file. Here a checkpoint is written beside it and takes
+    its name in one step, when all of it is on the disk.
+    """
+
+    def save(self, name: str, iteration: int, **record) -> None:
+        """Save the state after `iteration` as the folder `name`; `record` goes into its JSON file.
+
+        Raises OSError, on the main rank, when the disk does not take it; nothing is left of it then.
+        """
+        state = {"model": self.model.state_dict()}
+        state |= {key: value.state_dict() for key, value in self.checkpointables.items()}
+        state = {key: _map_tensors(value, whole) for key, value in state.items()}
+        if dist.is_main_process():
+            self._write(Path(self.save_dir), name, state, {"iteration": iteration, **record})
+        dist.synchronize()
+
+    def _write(self, folder: Path, name: str, state: dict, record: dict) -> None:
+        partial, replaced = folder / f".{name}.partial", folder / f".{name}.replaced"
+        for leftover in (partial, replaced):
+            shutil.rmtree(leftover, ignore_errors=True)
+        try:
+            for key, value in state.items():
+                flow.save(value, str(partial / key))
+            record["files"] = {
+                str(file.relative_to(partial)): file.stat().st_size for file in _files(partial)
+            }
+            (partial / RECORD).write_text(json.dumps(record, indent=1))
+            for file in _files(partial):
+                _flush(file)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        if (folder / name).exists():
+            os.rename(folder / name, replaced)
+        os.rename(partial, folder / name)
+        _flush(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+        logger.info(f"Saved checkpoint {folder / name}")
+
+    def load_training_state(self, path: str) -> None:
+        """Take model, optimizer and schedule from the checkpoint at `path`."""
+        logger.info(f"Resuming from {path}")
+        load_state(self.model, read_model(path), path)
+        for key, target in self.checkpointables.items():
+            state = _map_tensors(_load(os.path.join(path, key)), _everywhere)
+            if key == "graph":
+                # The weights are in `model`; the rest is the optimizer's state and the step.
+                state = {name: value for name, value in state.items() if name != "model"}
+            target.load_state_dict(state)
+
+
+def read_model(path: str) -> dict:
+    """The model's state in the checkpoint folder `path`, as NumPy arrays.
+
+    Raises InputError when there is none or it cannot be read.
+    """
+    state = _load(os.path.join(path, "model"))
+    return {key: value.numpy() for key, value in state.items()}
+
+
+def last_checkpoint(folder: str) -> tuple[str, int] | None:
+    """The whole checkpoint with the highest iteration in `folder`: its path and iteration."""
+    found = []
+    for path in sorted(Path(folder).glob("model_*")):
+        record = read_record(path)
+        if record is not None:
+            found.append((record["iteration"], str(path)))
+    if not found:
+        return None
+    iteration, path = max(found)
+    return path, iteration
+
+
+def read_record(path: Path) -> dict | None:
+    """What `checkpoint.json` says, or None with a warning if the checkpoint is not whole."""
+    try:
+        record = json.loads((path / RECORD).read_text())
+        sizes = {name: (path / name).stat().st_size for name in record["files"]}
+    except (OSError, ValueError, KeyError) as error:
+        logger.warning(f"{path} is not a whole checkpoint and is passed over: {error}")
+        return None
+    wrong = [name for name, size in record["files"].items() if sizes[name] != size]
+    if wrong:
+        logger.warning(f"{path} is damaged and is passed over: {wrong[0]} has the wrong size")
+        return None
+    return record
+
+
+def _load(path: str):
+    if not os.path.isdir(path):
+        raise InputError(
+            f"no checkpoint at {os.path.dirname(path)}: expected a folder with "
+            f"{os.path.basename(path)} in it"
+        )
+    try:
+        return flow.load(path)
+    except Exception as error:
+        raise InputError(f"cannot read the checkpoint {path}: {error}") from error
+
+
+def _map_tensors(value, function):
+    """`value` with `function` applied to every tensor in its dicts and lists."""
+    if isinstance(value, flow.Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: _map_tensors(item, function) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_map_tensors(item, function) for item in value)
+    return value
+
+
+def _everywhere(tensor):
+    """A local tensor, the same on all ranks, as a global one."""
+    placement = flow.env.all_device_placement("cuda" if flow.cuda.is_available() else "cpu")
+    return tensor.to_global(placement=placement, sbp=flow.sbp.broadcast)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _flush(path: Path) -> None:
+    """Wait until `path` is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,59 @@
+"""A config file and overrides from the command line to a config."""
+
+import difflib
+import os
+
+from libai.config import LazyConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from projects.SegFormer.modeling.errors import InputError
+
+
+def load_config(file: str, overrides: list[str] | None = None) -> DictConfig:
+    """The config in `file`, with `overrides` of the form "key.subkey=value" applied.
+
+    `cfg` in the file is the model's config: "cfg.num_classes=3" means "model.cfg.num_classes=3".
+
+    Raises:
+        InputError: no such file, not a config, or a key that is not there (nearest names are told).
+    """
+    if not os.path.isfile(file):
+        raise InputError(f"no config file {file}")
+    try:
+        config = LazyConfig.load(file)
+    except (SyntaxError, ImportError, ValueError) as error:
+        raise InputError(f"cannot load the config {file}: {error}") from error
+    for name in ("train", "model", "dataloader", "optim", "graph"):
+        if name not in config:
+            raise InputError(f"{file} is not a config to run: it has no `{name}`")
+    config.pop("cfg", None)
+    overrides = [
+        "model." + override if override.startswith("cfg.") else override
+        for override in overrides or []
+    ]
+    for override in overrides:
+        _check(config, override)
+    return LazyConfig.apply_overrides(config, overrides)
+
+
+def _check(config: DictConfig, override: str) -> None:
+    key, equals, _ = override.partition("=")
+    if not equals:
+        raise InputError(f"override {override!r}: expected key=value")
+    node = config
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        names = _names(node)
+        if part not in names:
+            near = difflib.get_close_matches(part, names, n=3) or names
+            where = ".".join(parts[:depth]) or "the config"
+            raise InputError(f"no {part!r} in {where}: did you mean {', '.join(near)}?")
+        node = OmegaConf.select(config, ".".join(parts[: depth + 1]))
+
+
+def _names(node) -> list[str]:
+    if isinstance(node, DictConfig):
+        return [str(name) for name in node if name != "_target_"]
+    if isinstance(node, ListConfig):
+        return [str(index) for index in range(len(node))]
+    return []

@@ -1,0 +1,67 @@
+"""The static graph of a model, for training and evaluation."""
+
+import oneflow as flow
+from libai.utils import distributed as dist
+from oneflow import nn
+from oneflow.nn.graph import GraphModule
+
+from projects.SegFormer.modeling.errors import InputError
+from projects.SegFormer.modeling.segformer_model import SegformerBlock
+
+
+class SegformerGraph(nn.Graph):
+    """LiBai's GraphBase for OneFlow 0.9, whose graphs wrap modules in another way.
+
+    LiBai's `build_graph` sets the arguments from the config: `fp16` from train.amp,
+    `activation_checkpoint` and `zero_optim`, `zero_stage` from train.zero_optimization.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: flow.optim.Optimizer | None = None,
+        lr_scheduler: flow.optim.lr_scheduler._LRScheduler | None = None,
+        fp16: bool = False,
+        activation_checkpoint: bool = False,
+        grad_acc_steps: int = 1,
+        zero_optim: bool = False,
+        zero_stage: int = 0,
+        is_train: bool = True,
+    ):
+        super().__init__()
+        self.model = model
+        self.is_train = is_train
+        if is_train:
+            self.add_optimizer(optimizer, lr_sch=lr_scheduler)
+            if fp16:
+                self._enable_mixed_precision()
+            if grad_acc_steps > 1:
+                self.config.set_gradient_accumulation_steps(grad_acc_steps)
+            if activation_checkpoint:
+                self._checkpoint_blocks()
+            if zero_optim:
+                self.config.enable_zero(True, stage=zero_stage)
+            if dist.get_dist_util().is_pipeline_model_parallel():
+                model.set_pipeline_stage_id(self.model)
+        self.config.allow_fuse_add_to_output(True)
+        self.config.allow_fuse_model_update_ops(True)
+        self.config.allow_fuse_cast_scale(True)
+        flow.boxing.nccl.enable_use_compute_stream(True)
+
+    def build(self, **data):
+        outputs = self.model(**data)
+        if self.is_train:
+            sum(outputs.values()).backward()
+        return outputs
+
+    def _enable_mixed_precision(self):
+        if not flow.cuda.is_available():
+            raise InputError("train.amp.enabled: mixed precision needs a GPU; set it to False")
+        self.config.enable_amp(True)
+        # LiBai begins at 2 ** 30, which overflows for many steps before it takes effect.
+        self.set_grad_scaler(flow.amp.GradScaler(init_scale=2.0**16, growth_interval=2000))
+
+    def _checkpoint_blocks(self):
+        for module in self.model.modules():
+            if isinstance(module.to(nn.Module), SegformerBlock):
+                module.to(GraphModule).activation_checkpointing = True

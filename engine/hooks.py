@@ -1,0 +1,114 @@
+"""Hooks that replace or add to LiBai's."""
+
+import logging
+import math
+import os
+import shutil
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+from libai.engine.trainer import HookBase
+from libai.utils import distributed as dist
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from projects.SegFormer.engine.checkpoint import Checkpointer, read_record
+
+logger = logging.getLogger("libai." + __name__)
+
+BEST = "model_best"
+
+
+class PeriodicCheckpointer(HookBase):
+    """Saves every `period` iterations and after the last; keeps the last `max_to_keep`.
+
+    LiBai's names: model_0000199 holds what was learnt in iterations 0 to 199. A save that fails, on a
+    full disk say, does not end the training.
+    """
+
+    def __init__(self, checkpointer: Checkpointer, period: int, max_to_keep: int):
+        self.checkpointer, self.period, self.max_to_keep = checkpointer, period, max_to_keep
+
+    def after_step(self):
+        iteration = self.trainer.iter
+        is_last = iteration + 1 == self.trainer.max_iter
+        if not is_last and (iteration + 1) % self.period:
+            return
+        name = "model_final" if is_last else f"model_{iteration:07d}"
+        try:
+            self.checkpointer.save(name, iteration)
+        except OSError as error:
+            if is_last:
+                raise
+            logger.error(f"could not save {name}: {error}; training goes on")
+            return
+        if dist.is_main_process():
+            self._remove_old()
+
+    def _remove_old(self):
+        numbered = sorted(Path(self.checkpointer.save_dir).glob("model_[0-9]*"))
+        for path in numbered[: -self.max_to_keep]:
+            shutil.rmtree(path)
+
+
+class BestCheckpointer(HookBase):
+    """Keeps the checkpoint with the highest `metric` as model_best, also across a resume."""
+
+    def __init__(self, checkpointer: Checkpointer, period: int, metric: str):
+        self.checkpointer, self.period, self.metric = checkpointer, period, metric
+
+    def before_train(self):
+        self.best = -math.inf
+        path = Path(self.checkpointer.save_dir) / BEST
+        if self.trainer.start_iter > 0 and path.is_dir():
+            record = read_record(path)
+            self.best = record[self.metric] if record else self.best
+
+    def after_step(self):
+        if (self.trainer.iter + 1) % self.period == 0:
+            if self.trainer.iter + 1 != self.trainer.max_iter:
+                self._keep_if_best()
+
+    def after_train(self):
+        self._keep_if_best()
+
+    def _keep_if_best(self):
+        value, _ = self.trainer.storage.latest().get(self.metric, (math.nan, 0))
+        if not value > self.best:
+            return
+        self.best = value
+        try:
+            self.checkpointer.save(BEST, self.trainer.iter, **{self.metric: value})
+        except OSError as error:
+            logger.error(f"could not save {BEST}: {error}")
+
+
+class ProgressBar(HookBase):
+    """A bar below the log when standard error is a terminal."""
+
+    def before_train(self):
+        self._stack = ExitStack()
+        self._bar = self._stack.enter_context(
+            tqdm(
+                total=self.trainer.max_iter,
+                initial=self.trainer.start_iter,
+                unit="step",
+                dynamic_ncols=True,
+                leave=False,
+                file=sys.stderr,
+            )
+        )
+        self._stack.enter_context(logging_redirect_tqdm([logging.getLogger("libai")]))
+
+    def after_step(self):
+        loss, _ = self.trainer.storage.latest()["total_loss"]
+        self._bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        self._bar.update()
+
+    def after_train(self):
+        self._stack.close()
+
+
+def shows_progress() -> bool:
+    return dist.is_main_process() and os.isatty(sys.stderr.fileno())

@@ -1,0 +1,184 @@
+"""The trainer of this project."""
+
+import logging
+import os
+
+import numpy as np
+import oneflow as flow
+from libai.engine import hooks as libai_hooks
+from libai.engine.default import DefaultTrainer
+from libai.models import build_model
+from libai.utils import distributed as dist
+from libai.utils.events import EventStorage, JSONWriter
+
+from projects.SegFormer.dataset.build import data_parallel_place
+from projects.SegFormer.engine import hooks
+from projects.SegFormer.engine.checkpoint import Checkpointer, last_checkpoint, read_model
+from projects.SegFormer.engine.writers import LogWriter, TensorBoardWriter
+from projects.SegFormer.evaluation.evaluate import evaluate
+from projects.SegFormer.evaluation.mean_iou import format_table, write_json
+from projects.SegFormer.model_utils.weight_files import load_state
+from projects.SegFormer.modeling.errors import InputError
+from projects.SegFormer.modeling.layers import batch_sbp
+
+logger = logging.getLogger("libai." + __name__)
+
+
+class SegformerTrainer(DefaultTrainer):
+    """LiBai's DefaultTrainer with an exact resume, safe checkpoints and evaluation by mIoU.
+
+    What a step sees depends on the seed and the iteration alone: the samples and their augmentation
+    (dataset.sampler), and the noise that stochastic depth and dropout go by. So a training that is
+    resumed, or split over other ranks, goes on with the same numbers.
+
+    Args:
+        cfg: a config as engine.config.load_config gives it.
+    Raises InputError for a config that cannot be run.
+    """
+
+    def __init__(self, cfg):
+        if cfg.train.amp.enabled and not cfg.graph.enabled:
+            raise InputError(
+                "train.amp.enabled has no effect in eager mode: add graph.enabled=True, or leave it"
+            )
+        self._resumed_from = last_checkpoint(cfg.train.output_dir) if cfg.train.resume else None
+        cfg.train.start_iter = self._resumed_from[1] + 1 if self._resumed_from else 0
+        super().__init__(cfg)
+        self.ignore_index = self.model.ignore_index
+
+    # --- building -------------------------------------------------------------------------------
+
+    @classmethod
+    def build_train_loader(cls, cfg, tokenizer=None):
+        loader = cfg.dataloader.train
+        # In graph mode LiBai's loader batch holds all micro-batches of a step, in eager mode one.
+        steps = cfg.train.num_accumulation_steps
+        loader.num_accumulation_steps = steps if cfg.graph.enabled else 1
+        samples = cfg.train.global_batch_size // (1 if cfg.graph.enabled else steps)
+        loader.consumed_samples = cfg.train.start_iter * samples
+        loader.dataset.seed = cfg.train.seed
+        return super().build_train_loader(cfg, tokenizer)
+
+    @classmethod
+    def build_model(cls, cfg):
+        model = build_model(cfg.model)
+        size = sum(parameter.numel() for parameter in model.parameters())
+        logger.info(f"{type(model).__name__}: {size / 1e6:.2f} M parameters")
+        if cfg.train.load_weight and not cfg.train.resume:
+            load_state(model, read_model(cfg.train.load_weight), cfg.train.load_weight)
+        return model
+
+    def resume_or_load(self, resume=True):
+        self.checkpointer = Checkpointer(
+            self.model, self.cfg.train.output_dir, **self.checkpointer.checkpointables
+        )
+        if self._resumed_from:
+            path, iteration = self._resumed_from
+            self.checkpointer.load_training_state(path)
+            self.start_iter = iteration + 1
+        elif resume:
+            logger.info(f"No checkpoint in {self.cfg.train.output_dir}: starting from the beginning")
+            self.start_iter = 0
+
+    def build_hooks(self):
+        train = self.cfg.train
+        built = [
+            libai_hooks.IterationTimer(),
+            libai_hooks.LRScheduler(),
+            hooks.PeriodicCheckpointer(
+                self.checkpointer, train.checkpointer.period, train.checkpointer.max_to_keep
+            ),
+        ]
+        if train.evaluation.enabled:
+            period = train.evaluation.eval_period
+            built.append(libai_hooks.EvalHook(period, self._evaluate_and_write))
+            built.append(hooks.BestCheckpointer(self.checkpointer, period, "mIoU"))
+        if hooks.shows_progress():
+            built.append(hooks.ProgressBar())
+        if dist.is_main_process():
+            built.append(libai_hooks.PeriodicWriter(self.build_writers(), train.log_period))
+        return built
+
+    def build_writers(self):
+        folder = self.cfg.train.output_dir
+        return [
+            LogWriter(self.global_batch_size, self.max_iter),
+            # LiBai's JSONWriter takes the median of 20 values; here each value is what it was.
+            JSONWriter(os.path.join(folder, "metrics.json"), window_size=1),
+            TensorBoardWriter(os.path.join(folder, "tensorboard")),
+        ]
+
+    # --- running --------------------------------------------------------------------------------
+
+    def train(self):
+        """Train from `start_iter` to `max_iter`.
+
+        Raises FloatingPointError when the loss is not finite.
+        """
+        logger.info(f"Training from iteration {self.start_iter} to {self.max_iter}")
+        self.iter = self.start_iter
+        with EventStorage(self.start_iter) as self.storage:
+            self.before_train()
+            for self.iter in range(self.start_iter, self.max_iter):
+                self.before_step()
+                self.run_step()
+                self.after_step()
+            self.after_train()
+
+    def run_step(self):
+        self._trainer.iter = self.iter
+        self._trainer.run_step(self._training_batch)
+
+    def _training_batch(self, data, mixup_func=None):
+        batch = self.get_batch(data, mixup_func)
+        batch["noise"] = self._noise(batch["images"].shape[0])
+        return batch
+
+    def _noise(self, batch_size: int):
+        """Uniform noise for every sample, by its position in the stream: (batch_size, noise_size)."""
+        rank, size = data_parallel_place()
+        steps = self.cfg.dataloader.train.num_accumulation_steps
+        micro_batch = batch_size // (size * steps)
+        first = self.iter * batch_size
+        rows = [
+            np.random.default_rng((self.cfg.train.seed, first + (k * size + rank) * micro_batch + j))
+            .random(self.model.noise_size, np.float32)
+            for k in range(steps)
+            for j in range(micro_batch)
+        ]
+        noise = flow.tensor(np.stack(rows))
+        return noise.to_global(placement=dist.get_layer_placement(0), sbp=batch_sbp())
+
+    # --- evaluation -----------------------------------------------------------------------------
+
+    def _evaluate_and_write(self) -> dict:
+        return self.test(self.cfg, self.test_loader, self.model)
+
+    @classmethod
+    def test(cls, cfg, test_loaders, model, evaluator=None) -> dict:
+        """Evaluate `model` on the first of `test_loaders`; print the table and write it as JSON.
+
+        It runs eagerly also in graph mode: images differ in size, and a graph is for one size.
+
+        Returns:
+            the scores as one flat dict of floats, absent classes left out.
+        """
+        result = evaluate(
+            model,
+            test_loaders[0],
+            cls.get_batch,
+            cfg.train.evaluation.eval_iter,
+            model.ignore_index,
+        )
+        if dist.is_main_process():
+            logger.info("Evaluation in percent:\n" + format_table(result))
+            write_json(result, os.path.join(cfg.train.output_dir, "evaluation.json"))
+        flat = {name: value for name, value in result.items() if not isinstance(value, dict)}
+        flat |= {
+            f"{name}/{label}": value
+            for name, values in result.items()
+            if isinstance(values, dict)
+            for label, value in values.items()
+            if value is not None
+        }
+        return flat

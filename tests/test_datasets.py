@@ -1,0 +1,551 @@
+"""Data sets and loaders on real files."""
+
+import re
+from itertools import islice, pairwise
+
+import numpy as np
+import oneflow as flow
+import pytest
+from PIL import Image
+
+from projects.SegFormer.dataset import build, cityscapes
+from projects.SegFormer.dataset.build import build_test_loader, build_train_loader
+from projects.SegFormer.dataset.cityscapes import Cityscapes
+from projects.SegFormer.dataset.folder import SegmentationFolder, distinct_palette
+from projects.SegFormer.dataset.sampler import Draw
+from projects.SegFormer.dataset.segmentation import SegmentationDataset, read_image, read_label
+from projects.SegFormer.dataset.transforms import (
+    Normalize,
+    Pad,
+    PhotometricDistortion,
+    RandomCrop,
+    RandomFlip,
+    RandomResize,
+    Resize,
+)
+from projects.SegFormer.modeling.errors import InputError
+
+CLASSES = ["sky", "road", "tree", "car"]
+
+
+def save(array, path, **kwargs):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **kwargs)
+
+
+def noise(height=24, width=32, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def label_map(height=24, width=32, seed=0):
+    label = np.random.default_rng(seed).integers(0, 5, (height, width), dtype=np.uint8)
+    label[label == 4] = 255
+    return label
+
+
+def make_folder(root, names=("a", "b", "c/d", "c/e", "f"), split="train"):
+    for seed, name in enumerate(names):
+        save(noise(seed=seed), root / f"images/{split}/{name}.png")
+        save(label_map(seed=seed), root / f"annotations/{split}/{name}.png")
+    return root
+
+
+def folder(root, transforms=(), **kwargs):
+    return SegmentationFolder(root, "train", CLASSES, transforms, **kwargs)
+
+
+def augmentation():
+    return [
+        RandomResize((24, 32)),
+        RandomCrop((16, 16)),
+        RandomFlip(),
+        PhotometricDistortion(),
+        Normalize(),
+        Pad((16, 16)),
+    ]
+
+
+def raises_line(match):
+    """InputError in one line that matches."""
+    return pytest.raises(InputError, match=r"\A(?-s:.*)" + match + r"(?-s:.*)\Z")
+
+
+# ---- reading images -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif"])
+def test_images_are_rgb(tmp_path, suffix):
+    image = noise()
+    save(image, tmp_path / f"a.{suffix}")
+    np.testing.assert_array_equal(read_image(tmp_path / f"a.{suffix}"), image)
+
+
+def test_grey_palette_and_alpha_become_rgb(tmp_path):
+    image = noise()
+    grey, alpha = image[..., 0], image[..., 1:2]
+    save(grey, tmp_path / "grey.png")
+    save(np.concatenate([image, alpha], axis=-1), tmp_path / "alpha.png")
+    Image.fromarray(image // 128 * 255).convert("P").save(tmp_path / "palette.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "grey.png"), np.stack([grey] * 3, axis=-1))
+    np.testing.assert_array_equal(read_image(tmp_path / "alpha.png"), image)
+    np.testing.assert_array_equal(read_image(tmp_path / "palette.png"), image // 128 * 255)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_keep_the_upper_eight(tmp_path, suffix):
+    values = np.arange(0, 65536, 97, dtype=np.uint16)[:660].reshape(22, 30)
+    save(values, tmp_path / f"deep.{suffix}")
+    image = read_image(tmp_path / f"deep.{suffix}")
+    np.testing.assert_array_equal(image, np.stack([values >> 8] * 3, axis=-1))
+
+
+def jpeg(tmp_path, **kwargs):
+    Image.fromarray(np.full((24, 32, 3), (250, 120, 10), np.uint8)).save(tmp_path / "a.jpg", **kwargs)
+    return tmp_path / "a.jpg"
+
+
+def test_exif_rotation_is_not_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: show turned by 90 degrees
+    image = read_image(jpeg(tmp_path, exif=exif))
+    assert image.shape == (24, 32, 3)
+    assert np.abs(image.astype(int) - (250, 120, 10)).max() <= 3
+
+
+def with_thumbnail(tmp_path):
+    """A JPEG with a whole JPEG in its header, as cameras write them, and fill bytes before a marker."""
+    path = jpeg(tmp_path)
+    body, thumbnail = path.read_bytes(), path.read_bytes()
+    segment = b"Exif\0\0" + thumbnail
+    header = b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment
+    path.write_bytes(body[:2] + header + b"\xff\xff" + body[2:])
+    return path
+
+
+@pytest.mark.parametrize("make", [jpeg, lambda p: jpeg(p, progressive=True), with_thumbnail])
+def test_jpeg_whole_and_cut(tmp_path, make):
+    path = make(tmp_path)
+    data = path.read_bytes()
+    assert read_image(path).shape == (24, 32, 3)
+    path.write_bytes(data + b"\0" * 1000)  # some cameras pad their files
+    assert read_image(path).shape == (24, 32, 3)
+    for end in (len(data) // 2, len(data) - 30, len(data) - 2):
+        path.write_bytes(data[:end])
+        with raises_line("a.jpg: damaged, cut short or not an image"):
+            read_image(path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "webp"])
+@pytest.mark.parametrize("share", [0.3, 0.95])
+def test_cut_images(tmp_path, suffix, share):
+    path = tmp_path / f"a.{suffix}"
+    save(noise(), path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    with raises_line(rf"a.{suffix}: damaged, cut short or not an image"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello, this is no image"])
+@pytest.mark.parametrize("read", [read_image, read_label])
+def test_not_an_image(tmp_path, content, read):
+    (tmp_path / "a.png").write_bytes(content)
+    with raises_line("a.png: damaged, cut short or not an image"):
+        read(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("read", [read_image, read_label])
+def test_missing_file(tmp_path, read):
+    with raises_line("a.png: cannot be read: No such file"):
+        read(tmp_path / "a.png")
+
+
+# ---- reading labels ---------------------------------------------------------------------------
+
+
+def test_palette_labels_give_the_index(tmp_path):
+    label = label_map()
+    file = Image.fromarray(label, mode="P")
+    file.putpalette([7 * i % 256 for i in range(768)])
+    file.save(tmp_path / "a.png")
+    assert Image.open(tmp_path / "a.png").mode == "P"
+    np.testing.assert_array_equal(read_label(tmp_path / "a.png"), label)
+
+
+def test_label_depths(tmp_path):
+    label = label_map()
+    save(label.astype(np.uint16), tmp_path / "deep.png")
+    save(label > 100, tmp_path / "flat.png")
+    np.testing.assert_array_equal(read_label(tmp_path / "deep.png"), label)
+    np.testing.assert_array_equal(read_label(tmp_path / "flat.png"), label > 100)
+    assert read_label(tmp_path / "deep.png").dtype == np.uint8
+    save(label.astype(np.uint16) + 300, tmp_path / "beyond.png")
+    with raises_line("beyond.png: label values from 300 to 555; expected 0 to 255"):
+        read_label(tmp_path / "beyond.png")
+
+
+def test_labels_of_several_channels_are_refused(tmp_path):
+    save(noise(), tmp_path / "a.png")
+    with raises_line("a.png: the label is an image of mode RGB; expected one channel"):
+        read_label(tmp_path / "a.png")
+
+
+def test_cut_label(tmp_path):
+    save(label_map(), tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(data[: len(data) // 2])
+    with raises_line("a.png: damaged, cut short or not an image"):
+        read_label(tmp_path / "a.png")
+
+
+# ---- samples ----------------------------------------------------------------------------------
+
+
+def test_load_gives_the_files_as_they_are(tmp_path):
+    dataset = folder(make_folder(tmp_path), augmentation())
+    assert len(dataset) == 5
+    for seed in range(5):
+        image, label = dataset.load(seed)
+        np.testing.assert_array_equal(image, noise(seed=seed))
+        np.testing.assert_array_equal(label, label_map(seed=seed))
+
+
+def test_sample_is_what_libai_expects(tmp_path):
+    sample = folder(make_folder(tmp_path))[0]
+    images, labels = sample.get("images"), sample.get("labels")
+    assert images.tensor.dtype == flow.float32 and labels.tensor.dtype == flow.int64
+    np.testing.assert_array_equal(images.tensor.numpy(), noise().transpose(2, 0, 1))
+    np.testing.assert_array_equal(labels.tensor.numpy(), label_map())
+    assert (images.placement_idx, labels.placement_idx) == (0, -1)
+    assert images.sbp_list == labels.sbp_list == ["split_0", "broadcast"]
+
+
+def test_invalid_draw_has_no_labels(tmp_path):
+    dataset = folder(make_folder(tmp_path), [Normalize()])
+    valid, invalid = dataset[Draw(1, 1)], dataset[Draw(1, 1, valid=False)]
+    assert (invalid.get("labels").tensor.numpy() == 255).all()
+    assert equal(valid.get("images"), invalid.get("images"))
+    assert not equal(valid.get("labels"), invalid.get("labels"))
+
+
+def equal(a, b):
+    return np.array_equal(a.tensor.numpy(), b.tensor.numpy())
+
+
+def test_seed_and_position_decide_the_augmentation(tmp_path):
+    make_folder(tmp_path)
+    dataset = folder(tmp_path, augmentation(), seed=1)
+    again = folder(tmp_path, augmentation(), seed=1)
+    other = folder(tmp_path, augmentation(), seed=2)
+    again[Draw(3, 8)]  # what was drawn before does not matter
+    sample = dataset[Draw(0, 9)].get("images")
+    assert equal(sample, again[Draw(0, 9)].get("images"))
+    assert not equal(sample, again[Draw(0, 10)].get("images"))
+    assert not equal(sample, other[Draw(0, 9)].get("images"))
+
+
+def test_bad_pairs_are_named(tmp_path):
+    make_folder(tmp_path, ["a", "b", "c"])
+    save(label_map(24, 33), tmp_path / "annotations/train/a.png")
+    save(np.full((24, 32), 4, np.uint8), tmp_path / "annotations/train/b.png")
+    (tmp_path / "images/train/c.png").write_bytes(b"?")
+    dataset = folder(tmp_path)
+    with raises_line(r"annotations/train/a.png: the label is 24x33 but .*images/train/a.png is 24x32"):
+        dataset[0]
+    with raises_line(r"annotations/train/b.png: label value 4 stands for none of the 4 classes"):
+        dataset[1]
+    with raises_line(r"images/train/c.png: damaged"):
+        dataset[2]
+
+
+@pytest.mark.parametrize(
+    "classes, palette, message",
+    [
+        ([], [], "classes: 0 names"),
+        ([str(i) for i in range(256)], [(0, 0, 0)] * 256, "classes: 256 names"),
+        (["a", "b", "a"], [(0, 0, 0)] * 3, "classes: 'a' is there more than once"),
+        (["a", "b"], [(0, 0, 0)], "palette: 1 colours for 2 classes"),
+    ],
+)
+def test_classes_and_palette_are_checked(tmp_path, classes, palette, message):
+    with raises_line(message):
+        SegmentationDataset([tmp_path / "a.png"], None, classes, palette, [])
+
+
+def test_no_images():
+    with raises_line("SegmentationDataset: no images"):
+        SegmentationDataset([], None, CLASSES, distinct_palette(4), [])
+
+
+# ---- the folder data set ------------------------------------------------------------------------
+
+
+def test_folder_matches_by_relative_path(tmp_path):
+    for seed, name in enumerate(["a.PNG", "b.tif", "c/a.bmp", "c/b.c.jpeg", "d.webp"]):
+        save(noise(seed=seed), tmp_path / "images/train" / name)
+        key = name.rpartition(".")[0]
+        save(np.full((24, 32), seed % 4, np.uint8), tmp_path / f"annotations/train/{key}.png")
+    (tmp_path / "images/train/notes.txt").write_text("no image")
+    (tmp_path / "images/train/._a.png").write_text("what macOS leaves behind")
+    dataset = folder(tmp_path)
+    names = [str(path.relative_to(tmp_path / "images/train")) for path in dataset.images]
+    assert names == ["a.PNG", "b.tif", "c/a.bmp", "c/b.c.jpeg", "d.webp"]
+    assert [dataset.load(i)[1][0, 0] for i in range(5)] == [0, 1, 2, 3, 0]
+
+
+def test_folder_with_other_names(tmp_path):
+    (make_folder(tmp_path) / "images").rename(tmp_path / "pictures")
+    (tmp_path / "annotations").rename(tmp_path / "masks")
+    assert len(folder(tmp_path, images_dir="pictures", annotations_dir="masks")) == 5
+
+
+@pytest.mark.parametrize("remove", ["images", "annotations"])
+def test_folder_says_what_it_expects(tmp_path, remove):
+    (make_folder(tmp_path) / remove).rename(tmp_path / "elsewhere")
+    counts = "0 images and 5" if remove == "images" else "5 images and 0"
+    expected = f"{tmp_path}: {counts} label maps found; expected images/train/<name>.jpg"
+    with raises_line(re.escape(expected)):
+        folder(tmp_path)
+
+
+def test_folder_counts_what_stands_alone(tmp_path):
+    make_folder(tmp_path)
+    (tmp_path / "annotations/train/b.png").unlink()
+    with raises_line("1 of 5 files have no label: images/train/b.png;"):
+        folder(tmp_path)
+    make_folder(tmp_path)
+    for name in "wxyz":
+        save(label_map(), tmp_path / f"annotations/train/{name}.png")
+    alone = ", ".join(f"annotations/train/{name}.png" for name in "wxy")
+    with raises_line(f"4 of 9 files have no image: {alone}, ...;"):
+        folder(tmp_path)
+
+
+def test_folder_refuses_two_images_for_one_label(tmp_path):
+    make_folder(tmp_path)
+    save(noise(), tmp_path / "images/train/a.jpg")
+    with raises_line("the same name as a.(jpg|png) but for the suffix"):
+        folder(tmp_path)
+
+
+def test_palette(tmp_path):
+    make_folder(tmp_path)
+    assert folder(tmp_path).palette == distinct_palette(4)
+    assert folder(tmp_path, palette=[[i, i, i] for i in range(4)]).palette[3] == (3, 3, 3)
+    assert len(set(distinct_palette(255))) == 255
+    colours = np.array(distinct_palette(19), float)
+    distances = np.linalg.norm(colours[:, None] - colours[None], axis=-1)
+    assert distances[~np.eye(19, dtype=bool)].min() > 50
+
+
+# ---- Cityscapes ---------------------------------------------------------------------------------
+
+# The label table of cityscapesScripts, helpers/labels.py: (name, id, trainId)
+LABELS = """
+unlabeled 0 255, ego vehicle 1 255, rectification border 2 255, out of roi 3 255, static 4 255,
+dynamic 5 255, ground 6 255, road 7 0, sidewalk 8 1, parking 9 255, rail track 10 255,
+building 11 2, wall 12 3, fence 13 4, guard rail 14 255, bridge 15 255, tunnel 16 255, pole 17 5,
+polegroup 18 255, traffic light 19 6, traffic sign 20 7, vegetation 21 8, terrain 22 9, sky 23 10,
+person 24 11, rider 25 12, car 26 13, truck 27 14, bus 28 15, caravan 29 255, trailer 30 255,
+train 31 16, motorcycle 32 17, bicycle 33 18, license plate -1 255
+"""
+
+
+def make_cityscapes(root, split="train", cities=("aachen", "bochum")):
+    """Per city one image of 5x7 pixels; the labels of each hold all 34 ids and the license plate."""
+    ids = (np.arange(35) - 1).astype(np.int8).astype(np.uint8).reshape(5, 7)
+    for city in cities:
+        name = f"{split}/{city}/{city}_000000_000019"
+        save(noise(5, 7), root / f"leftImg8bit/{name}_leftImg8bit.png")
+        save(ids, root / f"gtFine/{name}_gtFine_labelIds.png")
+        save(ids.astype(np.uint16) * 1000, root / f"gtFine/{name}_gtFine_instanceIds.png")
+        save(noise(5, 7), root / f"gtFine/{name}_gtFine_color.png")
+    return root
+
+
+def test_cityscapes_maps_every_id(tmp_path):
+    dataset = Cityscapes(make_cityscapes(tmp_path), "train", [])
+    assert [path.name for path in dataset.images] == [
+        "aachen_000000_000019_leftImg8bit.png",
+        "bochum_000000_000019_leftImg8bit.png",
+    ]
+    rows = [row.strip().rsplit(" ", 2) for row in LABELS.replace("\n", " ").split(",")]
+    expected = {int(label_id): int(train_id) for _, label_id, train_id in rows}
+    _, label = dataset.load(0)
+    mapped = dict(zip(range(-1, 34), label.ravel().tolist(), strict=True))
+    assert mapped == expected
+    names = {int(train_id): name for name, _, train_id in rows if train_id != "255"}
+    assert dataset.classes == [names[i] for i in range(19)]
+
+
+def test_cityscapes_colours():
+    colours = dict(zip(cityscapes.CLASSES, cityscapes.PALETTE, strict=True))
+    assert len(set(colours.values())) == 19
+    assert colours["road"] == (128, 64, 128)
+    assert colours["car"] == (0, 0, 142)
+    assert colours["bicycle"] == (119, 11, 32)
+
+
+def test_cityscapes_prefers_train_ids(tmp_path):
+    make_cityscapes(tmp_path)
+    train_ids = np.full((5, 7), 18, np.uint8)
+    train_ids[0] = 255
+    path = "gtFine/train/aachen/aachen_000000_000019_gtFine_labelTrainIds.png"
+    save(train_ids, tmp_path / path)
+    dataset = Cityscapes(tmp_path, "train", [])
+    np.testing.assert_array_equal(dataset.load(0)[1], train_ids)
+    assert dataset.load(1)[1].ravel()[8] == 0  # bochum: id 7, a road, mapped as before
+
+
+def test_cityscapes_refuses_ids_that_do_not_exist(tmp_path):
+    make_cityscapes(tmp_path)
+    path = "gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png"
+    save(np.array([[33, 34, 254, 7, 7, 7, 7]] * 5, np.uint8), tmp_path / path)
+    with raises_line("aachen_000000_000019_gtFine_labelIds.png: label value 34, 254 stands for none"):
+        Cityscapes(tmp_path, "train", []).load(0)
+
+
+def test_cityscapes_test_split_has_no_labels(tmp_path):
+    dataset = Cityscapes(make_cityscapes(tmp_path, "test"), "test", [Resize((10, 14))])
+    image, label = dataset.load(0)
+    assert image.shape == (5, 7, 3) and label is None
+    labels = dataset[0].get("labels").tensor.numpy()
+    assert labels.shape == (10, 14) and (labels == 255).all()
+
+
+def test_cityscapes_says_what_it_expects(tmp_path):
+    expected = (
+        f"{tmp_path / 'x'}: 0 Cityscapes images and 0 label maps found; "
+        "expected leftImg8bit/val/<city>/*_leftImg8bit.png"
+    )
+    with raises_line(re.escape(expected)):
+        Cityscapes(tmp_path / "x", "val", [])
+    with raises_line("0 Cityscapes images"):
+        Cityscapes(make_cityscapes(tmp_path), "val", [])
+    with raises_line("split 'trian': expected one of train, val, test"):
+        Cityscapes(tmp_path, "trian", [])
+
+
+def test_cityscapes_counts_what_stands_alone(tmp_path):
+    make_cityscapes(tmp_path)
+    image = "leftImg8bit/train/bochum/bochum_000000_000019_leftImg8bit.png"
+    label = "gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png"
+    (tmp_path / label).unlink()
+    with raises_line("1 of 2 files have no label: leftImg8bit/train/aachen/aachen_000000_000019"):
+        Cityscapes(tmp_path, "train", [])
+    make_cityscapes(tmp_path)
+    (tmp_path / image).unlink()
+    with raises_line("1 of 2 files have no image: gtFine/train/bochum/bochum_000000_000019"):
+        Cityscapes(tmp_path, "train", [])
+
+
+# ---- loaders ------------------------------------------------------------------------------------
+
+
+def arrays(batches):
+    return [(b.get("images").tensor.numpy(), b.get("labels").tensor.numpy()) for b in batches]
+
+
+def train_batches(root, count, **kwargs):
+    dataset = folder(root, augmentation(), seed=4)
+    loader, valid, test = build_train_loader([dataset], seed=5, **kwargs)
+    assert valid is None and test is None
+    assert len(loader.dataset) == 5 and loader.mixup_func is None
+    return arrays(islice(loader, count))
+
+
+def assert_same(batches, expected):
+    assert len(batches) == len(expected)
+    for (images, labels), (expected_images, expected_labels) in zip(batches, expected, strict=True):
+        np.testing.assert_array_equal(images, expected_images)
+        np.testing.assert_array_equal(labels, expected_labels)
+
+
+def test_train_batches(tmp_path):
+    batches = train_batches(make_folder(tmp_path), 4, train_batch_size=4, num_workers=0)
+    assert all(images.shape == (4, 3, 16, 16) for images, _ in batches)
+    assert all(labels.shape == (4, 16, 16) for _, labels in batches)
+    assert all((a[0] != b[0]).any() for a, b in pairwise(batches))
+
+
+def test_workers_change_nothing(tmp_path):
+    make_folder(tmp_path)
+    expected = train_batches(tmp_path, 6, train_batch_size=3, num_workers=0)
+    assert_same(train_batches(tmp_path, 6, train_batch_size=3, num_workers=2), expected)
+
+
+def test_resume_changes_nothing(tmp_path):
+    make_folder(tmp_path)
+    expected = train_batches(tmp_path, 6, train_batch_size=3, num_workers=0)
+    resumed = train_batches(tmp_path, 4, train_batch_size=3, num_workers=0, consumed_samples=6)
+    assert_same(resumed, expected[2:])
+
+
+def test_ranks_change_nothing(tmp_path, monkeypatch):
+    make_folder(tmp_path)
+    whole = train_batches(tmp_path, 3, train_batch_size=4, num_workers=0)
+    parts = []
+    for rank in (0, 1):
+        monkeypatch.setattr(build, "data_parallel_place", lambda rank=rank: (rank, 2))
+        parts.append(train_batches(tmp_path, 3, train_batch_size=2, num_workers=0))
+    together = [
+        tuple(np.concatenate(pair) for pair in zip(*batches, strict=True))
+        for batches in zip(*parts, strict=True)
+    ]
+    assert_same(together, whole)
+
+
+def test_accumulation_in_graph_mode_changes_nothing(tmp_path, monkeypatch):
+    make_folder(tmp_path)
+    monkeypatch.setattr(build, "data_parallel_place", lambda: (1, 2))
+    eager = train_batches(tmp_path, 4, train_batch_size=2, num_workers=0)
+    graph = train_batches(
+        tmp_path, 2, train_batch_size=4, num_accumulation_steps=2, num_workers=0
+    )
+    together = [
+        tuple(np.concatenate(pair) for pair in zip(*eager[i : i + 2], strict=True)) for i in (0, 2)
+    ]
+    assert_same(graph, together)
+
+
+def test_batch_must_divide(tmp_path):
+    with raises_line("train_batch_size 4 does not divide into 3 equal micro-batches"):
+        train_batches(make_folder(tmp_path), 1, train_batch_size=4, num_accumulation_steps=3)
+
+
+def test_exactly_one_data_set(tmp_path):
+    dataset = folder(make_folder(tmp_path))
+    with raises_line("dataloader: 2 data sets in a list; expected exactly one"):
+        build_test_loader([dataset, dataset], 1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_batches(tmp_path, workers):
+    dataset = folder(make_folder(tmp_path), [Resize((48, 64), resize_label=False), Normalize()])
+    loader = build_test_loader(dataset, 2, num_workers=workers)
+    assert len(loader) == 3
+    batches = arrays(loader)
+    assert [images.shape for images, _ in batches] == [(2, 3, 48, 64)] * 3
+    labels = np.concatenate([labels for _, labels in batches])
+    expected = [label_map(seed=seed) for seed in range(5)] + [np.full((24, 32), 255)]
+    np.testing.assert_array_equal(labels, np.stack(expected))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_errors_keep_their_line_through_the_loader(tmp_path, workers):
+    make_folder(tmp_path)
+    (tmp_path / "images/train/b.png").write_bytes(b"?")
+    loader = build_test_loader(folder(tmp_path), 1, num_workers=workers)
+    with raises_line(r"\A" + re.escape(f"{tmp_path}/images/train/b.png: damaged")):
+        list(loader)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_of_different_sizes(tmp_path, workers):
+    make_folder(tmp_path, ["a", "b"])
+    save(noise(20, 32), tmp_path / "images/train/b.png")
+    save(label_map(20, 32), tmp_path / "annotations/train/b.png")
+    loader = build_test_loader(folder(tmp_path), 2, num_workers=workers)
+    with raises_line("images of different sizes in one batch of 2: 20x32, 24x32; use a batch size of 1"):
+        list(loader)
+    assert len(list(build_test_loader(folder(tmp_path), 1, num_workers=workers))) == 2

@@ -1,0 +1,1 @@
+"""What a person starts: training, prediction, and the helpers around them."""

@@ -1,0 +1,141 @@
+#!/usr/bin/env bash
+# Makes .venv from the versions that pyproject.toml and constraints.txt pin, or repairs it:
+#   bash tools/setup.sh [--test]
+# --test adds what the tests need; once there, it stays. PYTHON names the CPython 3.10 to build on.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+venv=$root/.venv
+site=$venv/lib/python3.10/site-packages
+stamp=$venv/complete # written last: what .venv was made from, then the packages in it
+log=$root/setup.log
+
+# Runs a command, shows the stages of its work, keeps the rest in the log; says $1 when it fails.
+run() {
+    local failure=$1
+    shift
+    "$@" 2>&1 | tee -a "$log" | sed -un '/^\(Collecting\|Building wheel for\|Installing\) /p' ||
+        die "$failure; see $log"
+}
+
+pythons() {
+    if [[ ${PYTHON:-} ]]; then
+        echo "$PYTHON"
+    else
+        command -v python3.10 || true
+        compgen -G "$(pyenv root 2>/dev/null)/versions/3.10.*/bin/python3.10" | sort -rV
+    fi
+}
+
+# Says why a Python cannot be used, or nothing.
+objection() {
+    "$1" - 2>/dev/null <<'PY' || echo "does not run"
+import importlib.util, os, platform, sys, sysconfig
+
+name, version = platform.python_implementation(), platform.python_version()
+if name != "CPython" or sys.version_info[:2] != (3, 10):
+    print("is", name, version)
+elif not importlib.util.find_spec("ensurepip"):
+    print("lacks ensurepip (apt-get install python3.10-venv)")
+elif not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")):
+    print("lacks Python.h (apt-get install python3.10-dev)")
+PY
+}
+
+make_venv() {
+    local python why found=
+    while read -r python; do
+        why=$(objection "$python")
+        if [[ -z $why ]]; then
+            echo "setup: making .venv with $python"
+            run "cannot make .venv" "$python" -m venv --clear "$venv"
+            return
+        fi
+        found+="$python $why; "
+    done < <(pythons)
+    if [[ -z ${PYTHON:-} ]] && command -v uv >/dev/null; then
+        echo "setup: making .venv with uv's CPython 3.10"
+        rm -rf "$venv"
+        run "uv has no CPython 3.10 and cannot fetch it, install one" uv venv --seed --python cpython-3.10 "$venv"
+    else
+        die "no usable CPython 3.10${found:+ (${found%; })}: install one with its venv and dev" \
+            "packages, or with pyenv, or install uv, which fetches one; PYTHON=... names one"
+    fi
+}
+
+pip_install() {
+    run "pip cannot install $*" "$venv/bin/python" -m pip --disable-pip-version-check install --no-input \
+        --no-build-isolation --constraint "$root/constraints.txt" "$@"
+}
+
+installed() { (cd "$site" && printf '%s\n' *.dist-info | sort); }
+
+# Prints the installed packages that have lost files.
+damaged() {
+    "$venv/bin/python" -I - "$site" <<'PY'
+import csv, os, sys
+from pathlib import Path
+
+
+def intact(info):
+    try:
+        with open(info / "RECORD", newline="") as record:
+            files = [(path, int(size)) for path, _, size in csv.reader(record) if size]
+        return all(os.stat(info.parent / path).st_size == size for path, size in files)
+    except (OSError, ValueError):
+        return False
+
+
+for info in Path(sys.argv[1]).glob("*.dist-info"):
+    if not intact(info):
+        print(info.name)
+PY
+}
+
+is_complete() {
+    local lost
+    [[ -f $stamp && $(head -n1 "$stamp") == "$recipe" ]] &&
+        [[ -z $(comm -23 <(tail -n+2 "$stamp") <(installed)) ]] &&
+        lost=$(damaged) && [[ -z $lost ]]
+}
+
+case "$*" in
+    "") extras= ;;
+    --test) extras="[test]" ;;
+    *) die "usage: bash tools/setup.sh [--test]" ;;
+esac
+exec 9<"$root/constraints.txt"
+flock 9 # one at a time
+if [[ -f $stamp && $(head -n1 "$stamp") == *"[test]" ]]; then extras="[test]"; fi
+recipe="$(cat "$root"/{pyproject.toml,constraints.txt} | sha256sum | cut -c1-16) $root$extras"
+if is_complete; then
+    echo "setup: .venv is complete"
+    exit
+fi
+
+: >"$log"
+[[ $(uname -sm) == "Linux x86_64" ]] ||
+    die "OneFlow 0.9.0 is built for Linux x86_64 only; this is $(uname -sm)"
+command -v "${CXX:-c++}" >/dev/null ||
+    die "no C++ compiler (${CXX:-c++}), which LiBai's setup needs: apt-get install g++"
+if ! "$venv/bin/python3.10" -c "" 2>/dev/null; then make_venv; fi
+rm -f "$stamp"
+rm -rf "$site"/~* # what an interrupted pip had moved aside
+for package in $(damaged); do
+    echo "setup: repairing ${package%.dist-info}"
+    rm -r "${site:?}/$package"
+done
+echo "setup: installing what is missing (everything is a 3 GB download); details in setup.log"
+if ! "$venv/bin/python" -c "import pip" 2>/dev/null; then
+    run "cannot repair pip" "$venv/bin/python" -m ensurepip
+fi
+pip_install pip setuptools wheel pybind11
+pip_install --editable "$root$extras"
+cd /
+"$venv/bin/python" - 2>>"$log" <<'PY' || die "the installed packages do not import; see $log"
+import libai, oneflow, projects.SegFormer
+
+print(f"setup: oneflow {oneflow.__version__} and libai {libai.__version__} are in .venv")
+PY
+{ echo "$recipe"; installed; } >"$stamp.new"
+mv "$stamp.new" "$stamp"

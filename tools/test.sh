@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Checks the code with ruff and runs the tests, setting up first what they need:
+#   bash tools/test.sh [--fast] [arguments of pytest]
+# --fast leaves out the tests marked slow.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+arguments=()
+for argument; do
+    if [[ $argument == --fast ]]; then argument="-m not slow"; fi
+    arguments+=("$argument")
+done
+
+cd "$root"
+bash tools/setup.sh --test
+.venv/bin/python -m ruff check --quiet
+.venv/bin/python -m ruff format --check --quiet
+exec .venv/bin/python -m pytest "${arguments[@]}"

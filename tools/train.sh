@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Trains or evaluates on GPUS processes, one a GPU (or a share of the CPU cores):
+#   bash tools/train.sh CONFIG GPUS [--eval-only --resume --fast-dev-run ... key=value ...]
+#   bash tools/train.sh tools/train_net.py CONFIG GPUS ...      (the form of LiBai's own script)
+# Several machines: the same command on each with NODE (how many), NODE_RANK, ADDR and PORT set.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+script=$root/tools/train_net.py
+if [[ ${1:-} == *.py && ${2:-} == *.py ]]; then
+    script=$1
+    shift
+fi
+if [[ $# -lt 2 || ! $2 =~ ^[1-9][0-9]*$ ]]; then
+    die "usage: bash tools/train.sh [TRAIN_SCRIPT] CONFIG GPUS [arguments of train_net.py];" \
+        "CONFIG is a .py file, GPUS the number of processes on this machine"
+fi
+config=$1 gpus=$2
+shift 2
+for file in "$script" "$config"; do
+    [[ -f $file ]] || die "no such file: $file (seen from $PWD)"
+done
+
+nodes=${NODE:-1}
+find_python
+if [[ -z ${OMP_NUM_THREADS:-} ]]; then
+    cores=$(nproc)
+    export OMP_NUM_THREADS=$((cores > gpus ? cores / gpus : 1))
+fi
+train=("$python" -u "$script" --config-file "$config" "$@")
+
+# One process needs no launcher: its exit code and its error are then the training's own.
+if ((nodes * gpus == 1)); then exec "${train[@]}"; fi
+
+# LiBai's default port, or, when another training on this machine has it, any that is free.
+port=${PORT:-12345}
+if [[ -z ${PORT:-} && $nodes == 1 ]]; then
+    port=$("$python" - "$port" <<'PY'
+import socket, sys
+
+for port in (int(sys.argv[1]), 0):
+    with socket.socket() as probe:
+        try:
+            probe.bind(("", port))
+        except OSError:
+            continue
+        print(probe.getsockname()[1])
+        break
+PY
+    )
+fi
+
+# The launcher ends its ranks by process group, which fails unless it leads one, as it does not when
+# a script started this one: so the kernel ends each rank that outlives it.
+if setpriv --pdeathsig KILL true 2>/dev/null; then train=(setpriv --pdeathsig KILL "${train[@]}"); fi
+exec "$python" -m oneflow.distributed.launch --nproc_per_node "$gpus" --nnodes "$nodes" \
+    --node_rank "${NODE_RANK:-0}" --master_addr "${ADDR:-127.0.0.1}" --master_port "$port" \
+    --no_python "${train[@]}"

@@ -1,0 +1,72 @@
+"""Train or evaluate what a config describes; `tools/train.sh` starts it on every rank.
+
+    bash tools/train.sh CONFIG GPUS [--eval-only] [--resume] [--fast-dev-run] [key=value ...]
+"""
+
+import logging
+import sys
+
+import numpy as np
+import oneflow as flow
+from libai.config import default_argument_parser
+from libai.engine import default_setup
+
+from projects.SegFormer.engine.checkpoint import read_model
+from projects.SegFormer.engine.config import load_config
+from projects.SegFormer.engine.libai_mends import mend_libai
+from projects.SegFormer.engine.trainer import SegformerTrainer
+from projects.SegFormer.model_utils.weight_files import load_state
+from projects.SegFormer.modeling.errors import InputError
+
+logger = logging.getLogger("libai." + __name__)
+
+# What --fast-dev-run makes of any config: a few steps of everything.
+FAST_DEV_RUN = (
+    "train.train_iter=20",
+    "train.train_epoch=0",
+    "train.log_period=5",
+    "train.checkpointer.period=10",
+    "train.evaluation.eval_period=10",
+    "train.evaluation.eval_iter=5",
+)
+
+
+def main(arguments: list[str]) -> None:
+    args = parse(arguments)
+    overrides = [*args.opts, *(FAST_DEV_RUN if args.fast_dev_run else ())]
+    cfg = load_config(args.config_file, overrides)
+    mend_libai()
+    cfg.train.dist.pipeline_num_layers = sum(cfg.model.cfg.depths)
+    default_setup(cfg, args)
+    np.random.seed(cfg.train.seed)
+    flow.manual_seed(cfg.train.seed)
+    if args.eval_only:
+        evaluate_only(cfg)
+    else:
+        SegformerTrainer(cfg).train()
+
+
+def parse(arguments: list[str]):
+    """LiBai's arguments, with options and overrides in any order.
+
+    LiBai's parser takes everything after the first override for an override, so those go last.
+    """
+    overrides = [word for word in arguments if "=" in word and not word.startswith("-")]
+    options = [word for word in arguments if word not in overrides]
+    return default_argument_parser().parse_args(options + overrides)
+
+
+def evaluate_only(cfg) -> None:
+    model = SegformerTrainer.build_model(cfg)
+    if not cfg.train.load_weight:
+        logger.warning("train.load_weight is not set: evaluating the initial weights")
+    SegformerTrainer.test(cfg, SegformerTrainer.build_test_loader(cfg), model)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (InputError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
