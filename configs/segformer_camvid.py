@@ -2,7 +2,8 @@
 
     bash tools/train.sh configs/segformer_camvid.py 1 data.root=PATH
 
-The learning rate is ten times the paper's, which is for fine-tuning. README.md has the mIoU to expect.
+The paper's learning rates are for fine-tuning; from scratch encoder and head learn at one higher rate.
+README.md has the mIoU to expect.
 """
 
 from libai.config import LazyCall
@@ -20,6 +21,7 @@ from .models.mit_b0 import cfg
 cfg.num_classes = 11
 
 optim.params.lr = 6e-4
+optim.params.head_lr_multiplier = 1.0
 
 train.output_dir = "output/segformer_camvid"
 train.global_batch_size = 4

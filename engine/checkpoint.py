@@ -36,6 +36,8 @@ class Checkpointer(LiBaiCheckpointer):
         """
         state = {"model": self.model.state_dict()}
         state |= {key: value.state_dict() for key, value in self.checkpointables.items()}
+        # A graph's state is the optimizer's and the step, and under "model" the weights again.
+        state.get("graph", {}).pop("model", None)
         state = {key: _map_tensors(value, whole) for key, value in state.items()}
         if dist.is_main_process():
             self._write(Path(self.save_dir), name, state, {"iteration": iteration, **record})
@@ -69,11 +71,7 @@ class Checkpointer(LiBaiCheckpointer):
         logger.info(f"Resuming from {path}")
         load_state(self.model, read_model(path), path)
         for key, target in self.checkpointables.items():
-            state = _map_tensors(_load(os.path.join(path, key)), _everywhere)
-            if key == "graph":
-                # The weights are in `model`; the rest is the optimizer's state and the step.
-                state = {name: value for name, value in state.items() if name != "model"}
-            target.load_state_dict(state)
+            target.load_state_dict(_map_tensors(_load(os.path.join(path, key)), _everywhere))
 
 
 def read_model(path: str) -> dict:

@@ -4,6 +4,8 @@
 can go when LiBai itself does what the replacement does.
 """
 
+import warnings
+
 import libai.engine.default
 import oneflow as flow
 from libai.utils import distributed as dist
@@ -15,6 +17,8 @@ def mend_libai() -> None:
     libai.engine.default._compile_dependencies = lambda: None
     dist.ttol = _to_local
     dist.get_data_parallel_rank = _data_parallel_rank
+    # Its trainer asks every step for gradient clipping, which the recipe does without.
+    warnings.filterwarnings("ignore", message="To enable clip_grad")
 
 
 def _to_local(tensor, pure_local=False, ranks=None):

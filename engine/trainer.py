@@ -9,12 +9,12 @@ from libai.engine import hooks as libai_hooks
 from libai.engine.default import DefaultTrainer
 from libai.models import build_model
 from libai.utils import distributed as dist
-from libai.utils.events import EventStorage, JSONWriter
+from libai.utils.events import EventStorage
 
 from projects.SegFormer.dataset.build import data_parallel_place
 from projects.SegFormer.engine import hooks
 from projects.SegFormer.engine.checkpoint import Checkpointer, last_checkpoint, read_model
-from projects.SegFormer.engine.writers import LogWriter, TensorBoardWriter
+from projects.SegFormer.engine.writers import JsonWriter, LogWriter, TensorBoardWriter
 from projects.SegFormer.evaluation.evaluate import evaluate
 from projects.SegFormer.evaluation.mean_iou import format_table, write_json
 from projects.SegFormer.model_utils.weight_files import load_state
@@ -103,8 +103,7 @@ class SegformerTrainer(DefaultTrainer):
         folder = self.cfg.train.output_dir
         return [
             LogWriter(self.global_batch_size, self.max_iter),
-            # LiBai's JSONWriter takes the median of 20 values; here each value is what it was.
-            JSONWriter(os.path.join(folder, "metrics.json"), window_size=1),
+            JsonWriter(os.path.join(folder, "metrics.json"), self.start_iter),
             TensorBoardWriter(os.path.join(folder, "tensorboard")),
         ]
 

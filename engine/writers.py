@@ -1,9 +1,12 @@
-"""Writers of what a training reports: lines in the log and TensorBoard event files."""
+"""Writers of what a training reports: log lines, metrics.json and TensorBoard event files."""
 
 import datetime
+import json
 import logging
+from pathlib import Path
 
 from libai.utils.events import EventWriter, get_event_storage
+from tensorboardX import SummaryWriter
 
 logger = logging.getLogger("libai." + __name__)
 
@@ -33,23 +36,59 @@ class LogWriter(EventWriter):
         logger.info("  ".join(parts))
 
 
+class JsonWriter(EventWriter):
+    """All scalars of an iteration as one line of JSON, LiBai's metrics.json.
+
+    LiBai's own writer takes medians, and leaves out the loss when it writes every iteration. Lines
+    from iterations after `start_iter`, of a training that was interrupted, are dropped: they come
+    again.
+    """
+
+    def __init__(self, path: str, start_iter: int):
+        path = Path(path)
+        lines = path.read_text().splitlines() if start_iter and path.exists() else []
+        kept = [line for line in lines if json.loads(line)["iteration"] <= start_iter]
+        self._file = open(path, "w")  # noqa: SIM115 - open for as long as the training runs
+        self._file.writelines(line + "\n" for line in kept)
+        self._file.flush()
+        self._changed = _ChangedScalars()
+
+    def write(self):
+        record = {"iteration": get_event_storage().iter, **self._changed.take()}
+        self._file.write(json.dumps(record, sort_keys=True) + "\n")
+        self._file.flush()
+
+    def close(self):
+        self._file.close()
+
+
 class TensorBoardWriter(EventWriter):
     """All scalars, as TensorBoard event files in `folder`."""
 
     def __init__(self, folder: str):
-        from tensorboardX import SummaryWriter
-
         self._writer = SummaryWriter(folder)
-        self._last = -1
+        self._changed = _ChangedScalars()
 
     def write(self):
-        written = self._last
-        for name, (value, iteration) in get_event_storage().latest().items():
-            if iteration > self._last:
-                self._writer.add_scalar(name, value, iteration)
-                written = max(written, iteration)
-        self._last = written
+        iteration = get_event_storage().iter
+        for name, value in self._changed.take().items():
+            self._writer.add_scalar(name, value, iteration)
         self._writer.flush()
 
     def close(self):
         self._writer.close()
+
+
+class _ChangedScalars:
+    """The scalars of the event storage that were put since the last look."""
+
+    def __init__(self):
+        self._seen = {}
+
+    def take(self) -> dict[str, float]:
+        latest = get_event_storage().latest()
+        changed = {
+            name: value for name, (value, when) in latest.items() if self._seen.get(name) != when
+        }
+        self._seen = {name: when for name, (_, when) in latest.items()}
+        return changed

@@ -8,11 +8,13 @@ brush paints each shape into the image and into the label map at once, far thing
 
 import argparse
 import json
+import math
 import shutil
 import sys
 from collections import namedtuple
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -22,7 +24,7 @@ from tqdm import tqdm
 from projects.SegFormer.dataset.cityscapes import CLASSES, TRAIN_IDS
 from projects.SegFormer.modeling.errors import InputError
 
-LABEL_IDS = {name: int(np.flatnonzero(TRAIN_IDS == i)[0]) for i, name in enumerate(CLASSES)}
+LABEL_IDS = {name: TRAIN_IDS.tolist().index(i) for i, name in enumerate(CLASSES)}
 LABEL_IDS |= {"ego vehicle": 1, "static": 4, "dynamic": 5, "rail track": 10}  # not evaluated
 CITIES = {"train": ("ampelfurt", "brunnhaven", "cobbleton"), "val": ("dellmark", "elmsquare")}
 MARKER = "street_scenes.json"
@@ -34,6 +36,7 @@ Colour = tuple[float, float, float]  # RGB, 0 to 255
 MATERIALS = {
     "glass": (46, 60, 74), "dark": (26, 26, 29), "tail": (214, 30, 28), "head": (250, 246, 214),
     "plate": (232, 230, 216), "stripe": (176, 36, 44), "metal": (112, 116, 120),
+    "lamp": (255, 240, 190),
 }  # fmt: skip
 GROUND = {"road": (92, 92, 96), "sidewalk": (166, 156, 150), "terrain": (132, 150, 72),
           "rail track": (116, 100, 86)}  # fmt: skip
@@ -65,7 +68,7 @@ MOODS = (
     Mood((70, 124, 196), (190, 214, 232), (248, 248, 250), (1.06, 1.04, 1.0), (-0.6, 0.7, -0.4)),
     Mood((92, 142, 200), (214, 222, 224), (255, 252, 246), (1.08, 1.03, 0.94), (0.7, 0.6, -0.4)),
     Mood((150, 160, 172), (206, 210, 212), (222, 224, 226), (0.88, 0.9, 0.92), (0, 1, 0)),
-    Mood((66, 76, 122), (244, 178, 124), (216, 140, 124), (0.74, 0.66, 0.68), (0.5, 0.5, 0.5), True),
+    Mood((66, 76, 122), (244, 178, 124), (216, 140, 124), (0.74, 0.66, 0.68), (1, 1, 1), True),
 )
 
 
@@ -78,7 +81,6 @@ class Scene:
         self.image = np.zeros((self.height, self.width, 3), np.uint8)
         self.labels = np.full((self.height, self.width), LABEL_IDS["sky"], np.uint8)
         self.mood = MOODS[rng.choice(len(MOODS), p=(0.32, 0.28, 0.22, 0.18))]
-        self.tint, self.air = np.array(self.mood.tint), np.array(self.mood.horizon)
         self.focal = self.width * rng.uniform(0.72, 0.84)
         self.centre = self.width * rng.uniform(0.44, 0.56)
         self.horizon = self.height * rng.uniform(0.4, 0.46)
@@ -89,20 +91,24 @@ class Scene:
         self.actors = []  # (distance, painter without arguments)
 
     def place(self, z: float, painter: Callable, *arguments) -> None:
-        """Have `painter` called with the scene and the arguments when it is the turn of z metres."""
+        """Have `painter(scene, *arguments)` called when all that is farther than z is painted."""
         self.actors.append((z, partial(painter, self, *arguments)))
 
     def project(self, points: np.ndarray) -> np.ndarray:
         """World points (...,3), x right, y up, z ahead in metres, to canvas pixels (...,2)."""
-        z = np.maximum(points[..., 2:], NEAR)
-        view = points[..., :2] * (1, -1) / z + np.concatenate([self.curve * z, self.eye / z], axis=-1)
-        return (view * self.focal + (self.centre + 0.5, self.horizon + 0.5)).astype(np.int32)
+        z = np.maximum(points[..., 2], NEAR)
+        pixels = np.empty((*z.shape, 2), np.int32)
+        pixels[..., 0] = self.centre + self.focal * (points[..., 0] / z + self.curve * z)
+        pixels[..., 1] = self.horizon + self.focal * (self.eye - points[..., 1]) / z
+        return pixels
 
     def tone(self, colour: Colour, light: float, z: float, glow: bool = False) -> list[float]:
         """The colour as seen z metres away; what glows is not dimmed by the time of day."""
-        haze = (1.0 - np.exp(-z / self.visibility)) * (0.3 if glow else 1.0)
-        tint = (1 - haze) * (1 if glow else light * self.tint)
-        return np.minimum(tint * colour + haze * self.air, 255).tolist()
+        clear = math.exp(-z / self.visibility)
+        clear, tint = (0.7 + 0.3 * clear, (1, 1, 1)) if glow else (clear, self.mood.tint)
+        light = clear if glow else clear * light
+        haze = [(1 - clear) * air for air in self.mood.horizon]
+        return [min(c * t * light + h, 255.0) for c, t, h in zip(colour, tint, haze, strict=True)]
 
     def paint(self, name: str, amount: float = 14) -> Colour:
         """One of the paints of that name, slightly varied."""
@@ -122,15 +128,16 @@ class Brush:
     def __init__(self, scene: Scene, name: str, x=0.0, z=0.0, yaw=0.0) -> None:
         self.scene, self.label = scene, LABEL_IDS[name]
         self.origin = np.array([x, 0.0, z])
-        cos, sin = np.cos(yaw), np.sin(yaw)
-        self.turn = np.array([[cos, 0, -sin], [0, 1, 0], [sin, 0, cos]])  # (right, up, forward) @ turn
-        self.sun = self.turn @ np.array(scene.mood.sun)
+        cos, sin = math.cos(yaw), math.sin(yaw)
+        # (right, up, forward) @ turn + origin is in the world
+        self.turn = np.array([[cos, 0, -sin], [0, 1, 0], [sin, 0, cos]])
+        self.sun = self.turn @ scene.mood.sun / np.linalg.norm(scene.mood.sun)
         self.eye = self.turn @ (np.array([-scene.curve * z * z, scene.eye, 0]) - self.origin)
 
     def light(self, normal) -> float:
-        """Brightness of a surface with this outward normal: 0.66 in shade to 1.1 in the sun."""
-        cosine = np.dot(normal, self.sun) / (np.linalg.norm(normal) * np.linalg.norm(self.sun))
-        return 0.66 + 0.44 * max(0.0, float(cosine))
+        """Brightness of a surface with this outward normal: 0.72 in shade to 1.12 in the sun."""
+        cosine = np.dot(normal, self.sun) / math.sqrt(np.dot(normal, normal))
+        return 0.72 + 0.4 * max(0.0, float(cosine))
 
     def face(self, points, colour: Colour | None, light: float = 1.0, glow: bool = False) -> None:
         """Fill a polygon (N,3), or several of one colour (M,N,3)."""
@@ -138,23 +145,24 @@ class Brush:
         polygons = list(self.scene.project(world if world.ndim == 3 else world[None]))
         cv2.fillPoly(self.scene.labels, polygons, self.label)
         if colour is not None:
-            z = max(float(world[..., 2].mean()), NEAR)
+            z = max(world[..., 2].sum() / world[..., 2].size, NEAR)
             cv2.fillPoly(self.scene.image, polygons, self.scene.tone(colour, light, z, glow))
 
-    def limb(self, path, thickness: float, colour: Colour, light=1.0, glow=False) -> None:
-        """Draw a round-ended line of `thickness` metres along `path` (N,3)."""
-        world = np.asarray(path, np.float64) @ self.turn + self.origin
-        pixels, z = [self.scene.project(world)], max(float(world[:, 2].mean()), NEAR)
-        width = max(1, round(self.scene.focal * thickness / z))
-        cv2.polylines(self.scene.labels, pixels, False, self.label, width)
-        tone = self.scene.tone(colour, light, z, glow)
-        cv2.polylines(self.scene.image, pixels, False, tone, width)
-
     def figure(self, parts, colours: dict[str, Colour], stretch=(1.0, 1.0, 1.0)) -> None:
-        """Draw limbs listed as (thickness, material, *path)."""
+        """Draw round-ended lines listed as (metres thick, material, *path)."""
+        points = np.array([point for part in parts for point in part[2:]], np.float64) * stretch
+        world = points @ self.turn + self.origin
+        pixels, z = self.scene.project(world), max(world[:, 2].sum() / len(world), NEAR)
         for thickness, material, *path in parts:
-            glow = material == "tail" and self.scene.mood.lamps_lit
-            self.limb(np.multiply(path, stretch), thickness, colours[material], glow=glow)
+            line, pixels = [pixels[: len(path)]], pixels[len(path) :]
+            width = max(1, round(self.scene.focal * thickness / z))
+            tone = self.scene.tone(colours[material], 1.0, z, material == "lamp")
+            cv2.polylines(self.scene.labels, line, False, self.label, width)
+            cv2.polylines(self.scene.image, line, False, tone, width)
+
+    def limb(self, path, thickness: float, colour: Colour) -> None:
+        """Draw a single line of a figure."""
+        self.figure(((thickness, "all", *path),), {"all": colour})
 
     def prism(self, outline, colours: dict[str, Colour]) -> None:
         """Paint a solid from its side view.
@@ -164,7 +172,7 @@ class Brush:
         that of the two sides.
         """
         surfaces = []
-        for (f0, u0, w0, material), (f1, u1, w1, _) in zip(outline, outline[1:]):
+        for (f0, u0, w0, material), (f1, u1, w1, _) in pairwise(outline):
             normal = (0.0, f1 - f0, u0 - u1)
             towards_eye = self.eye - (0.0, (u0 + u1) / 2, (f0 + f1) / 2)
             if np.dot(normal, towards_eye) > 0:
@@ -192,7 +200,7 @@ def shadow(scene: Scene, ground: str, x: float, z: float, yaw=0.0, wide=0.42, lo
 def _car(rear: float, screen: float, hood: float, roof: float) -> tuple:
     """A car from where the rear window, the windscreen and the bonnet start, and its height."""
     body = ((-2.1, 0.24, 0.86, "body"), (-2.1, 0.82, 0.88, "body"), (-1.95, 0.96, 0.84, "body"),
-            (hood, 0.96, 0.84, "body"), (2.0, 0.76, 0.82, "body"), (2.1, 0.24, 0.82, "body"))
+            (hood, 0.96, 0.84, "body"), (2.0, 0.76, 0.82, "body"), (2.1, 0.24, 0.82, "body"))  # fmt: skip
     cabin = ((rear, 0.95, 0.83, "glass"), (rear + 0.38, roof, 0.64, "body"),
              (screen, roof, 0.64, "glass"), (hood, 0.95, 0.83, "glass"))  # fmt: skip
     return 0.86, 2.1, (body, cabin), (), (-1.3, 1.35)
@@ -246,15 +254,16 @@ def vehicle(scene: Scene, name: str, x: float, z: float, yaw: float = 0.0) -> No
     right, _, forward = brush.eye
     side = np.sign(right) * (wide + 0.01)
     for plane, material, start, stop, low, high, count in (*panels, *ENDS):
-        edges, gap = np.linspace(start, stop, count + 1), 0.09 * (count > 1)
-        corners = [((a + gap, low), (a + gap, high), (b - gap, high), (b - gap, low))
-                   for a, b in zip(edges, edges[1:])]  # fmt: skip
         if plane == 0 and abs(right) > wide:
-            quads = [[(side, u, f) for f, u in quad] for quad in corners]
+            step, gap = (stop - start) / count, 0.09 * (count > 1)
+            spans = [(start + i * step + gap, start + (i + 1) * step - gap) for i in range(count)]
+            quads = [((side, low, a), (side, high, a), (side, high, b), (side, low, b))
+                     for a, b in spans]  # fmt: skip
             brush.face(quads, colours[material], brush.light((side, 0.2, 0)))
         elif plane and plane * forward > long:
             end, lit = plane * (long + 0.02), material in ("tail", "head") and scene.mood.lamps_lit
-            quads = [[(m * wide * r, u, end) for r, u in corners[0]] for m in (-1, 1)]
+            corners = ((start, low), (start, high), (stop, high), (stop, low))
+            quads = [[(m * wide * r, u, end) for r, u in corners] for m in (-1, 1)]
             brush.face(quads, colours[material], glow=lit)
     radius = 0.33 if name == "car" else 0.48
     for wheel in wheels if abs(right) > wide else ():
@@ -280,39 +289,42 @@ RIDER = (
     (0.18, "trousers", (0.1, 0.95, -0.2), (0.16, 0.56, 0.2), (0.14, 0.2, 0)),
     (0.14, "vest", (-0.2, 1.42, 0.08), (-0.3, 1.15, 0.2), (-0.28, 1.05, 0.36)),
     (0.14, "vest", (0.2, 1.42, 0.08), (0.3, 1.15, 0.2), (0.28, 1.05, 0.36)),
-    (0.42, "vest", (0, 0.98, -0.2), (0, 1.38, 0.05)), (0.13, "skin", (0, 1.5, 0.1), (0, 1.58, 0.12)),
-    (0.25, "skin", (0, 1.65, 0.14), (0, 1.68, 0.14)), (0.31, "helmet", (0, 1.75, 0.12), (0, 1.76, 0.12)),
+    (0.42, "vest", (0, 0.98, -0.2), (0, 1.38, 0.05)), (0.13, "skin", (0, 1.5, 0.1), (0, 1.58, 0.1)),
+    (0.25, "skin", (0, 1.65, 0.14), (0, 1.68, 0.14)), (0.31, "helmet", (0, 1.75, 0.1), (0, 1.76, 0.1)),
 )  # fmt: skip
 TWO_WHEELERS = {  # wheel radius, half the distance of the axles, tyre, frame
     "bicycle": (0.36, 0.56, 0.08, (
         (0.09, "frame", (0, 0.36, -0.56), (0, 0.85, -0.2), (0, 0.8, 0.36), (0, 0.36, 0.56)),
         (0.09, "frame", (0, 0.36, -0.56), (0, 0.34, 0), (0, 0.8, 0.36)),
-        (0.09, "frame", (0, 0.34, 0), (0, 0.9, -0.2)), (0.1, "dark", (0, 0.93, -0.3), (0, 0.93, -0.1)),
+        (0.09, "frame", (0, 0.34, 0), (0, 0.9, -0.2)), (0.1, "dark", (0, 0.9, -0.3), (0, 0.9, -0.1)),
         (0.07, "dark", (-0.3, 1.0, 0.36), (0.3, 1.0, 0.36)))),
     "motorcycle": (0.33, 0.74, 0.18, (
         (0.17, "frame", (0, 0.34, -0.74), (0, 0.75, -0.2), (0, 0.8, 0.4), (0, 0.34, 0.74)),
-        (0.4, "metal", (0, 0.5, -0.28), (0, 0.5, 0.3)), (0.34, "frame", (0, 0.8, -0.05), (0, 0.84, 0.38)),
-        (0.22, "dark", (0, 0.76, -0.8), (0, 0.76, -0.15)), (0.2, "tail", (0, 0.72, -0.9), (0.01, 0.72, -0.9)),
+        (0.4, "metal", (0, 0.5, -0.28), (0, 0.5, 0.3)), (0.34, "frame", (0, 0.8, 0), (0, 0.84, 0.4)),
+        (0.22, "dark", (0, 0.76, -0.8), (0, 0.76, -0.15)), (0.2, "tail", (0, 0.7, -0.9), (0, 0.72, -0.9)),
         (0.08, "dark", (-0.36, 1.02, 0.36), (0.36, 1.02, 0.36)))),
 }  # fmt: skip
+
+
+def clothes(scene: Scene) -> dict[str, Colour]:
+    paints = {name: scene.paint(name) for name in ("coat", "trousers", "skin", "vest")}
+    hair, sleeve = scene.paint("trousers", 30), np.multiply(paints["coat"], 0.8)
+    return MATERIALS | paints | {"hair": hair, "sleeve": sleeve}
 
 
 def person(scene: Scene, x: float, z: float, side: int, ground: str = "sidewalk") -> None:
     """A walker, along the street or across it."""
     yaw = np.pi / 2 * scene.rng.integers(4) + scene.rng.uniform(-0.5, 0.5)
-    coat = scene.paint("coat")
-    colours = dict(MATERIALS, coat=coat, sleeve=np.multiply(coat, 0.8), hair=scene.paint("trousers", 30),
-                   trousers=scene.paint("trousers"), skin=scene.paint("skin"))  # fmt: skip
-    size = scene.rng.uniform(0.92, 1.08)
+    size, stride = scene.rng.uniform((0.92, 0.5), (1.08, 1.3))
     shadow(scene, ground, x, z)
-    Brush(scene, "person", x, z, yaw).figure(PERSON, colours, (size, size, scene.rng.uniform(0.5, 1.3)))
+    brush = Brush(scene, "person", x, z, yaw)
+    brush.figure(PERSON, clothes(scene), (size, size, stride))
 
 
-def two_wheeler(scene: Scene, name: str, x: float, z: float, yaw: float, ridden: bool = True) -> None:
+def two_wheeler(scene: Scene, name: str, x: float, z: float, yaw: float, ridden=True) -> None:
     """A bicycle or a motorcycle, alone or with its rider, who is a class of its own."""
     radius, reach, tyre, frame = TWO_WHEELERS[name]
-    colours = dict(MATERIALS, frame=scene.paint(name), vest=scene.paint("vest"), helmet=scene.paint(name),
-                   trousers=scene.paint("trousers"), skin=scene.paint("skin"))  # fmt: skip
+    colours = clothes(scene) | {"frame": scene.paint(name), "helmet": scene.paint(name)}
     shadow(scene, "road" if ridden else "sidewalk", x, z, yaw, 0.3, 1.0)
     brush = Brush(scene, name, x, z, yaw)
     for axle in (-reach, reach):
@@ -325,10 +337,10 @@ def two_wheeler(scene: Scene, name: str, x: float, z: float, yaw: float, ridden:
 
 
 def lamp(scene: Scene, x: float, z: float, side: int) -> None:
-    brush, grey = Brush(scene, "pole", x, z), MATERIALS["metal"]
-    brush.limb(((0, 0, 0), (0, 5.6, 0), (-side * 0.5, 6.1, 0), (-side * 1.8, 6.2, 0)), 0.2, grey)
-    head = ((-side * 1.5, 6.15, 0), (-side * 2.0, 6.15, 0))
-    brush.limb(head, 0.26, (255, 240, 190), glow=scene.mood.lamps_lit)
+    shaft = (0.2, "metal", (0, 0, 0), (0, 5.6, 0), (-side * 0.5, 6.1, 0), (-side * 1.8, 6.2, 0))
+    glass = "lamp" if scene.mood.lamps_lit else "head"
+    head = (0.26, glass, (-side * 1.5, 6.15, 0), (-side * 2, 6.15, 0))
+    Brush(scene, "pole", x, z).figure((shaft, head), MATERIALS)
 
 
 def traffic_light(scene: Scene, x: float, z: float, side: int) -> None:
@@ -336,7 +348,7 @@ def traffic_light(scene: Scene, x: float, z: float, side: int) -> None:
     arm = ((0, 0, 0), (0, 4.4, 0), (reach, 4.5, 0))
     Brush(scene, "pole", x, z).limb(arm, 0.2, MATERIALS["metal"])
     brush = Brush(scene, "traffic light", x, z)
-    for right, base in {(0.0, 2.4), (reach, 3.9 if reach else 2.4)}:
+    for right, base in ((0.0, 2.4), (reach, 3.9))[: 2 if reach else 1]:
         box = ((-0.4, 0), (-0.4, 1.9), (0.4, 1.9), (0.4, 0))
         brush.face([(right + r, base + u, -0.1) for r, u in box], (30, 32, 30))
         for index, colour in enumerate(((60, 245, 150), (255, 196, 40), (255, 50, 40))):
@@ -348,7 +360,7 @@ SIGNS = (  # corners, angle of the first one, colours from the rim inwards
     (16, 0.0, ((206, 24, 32), (246, 244, 240), (30, 34, 40))),
     (3, np.pi / 2, ((206, 24, 32), (250, 246, 236), (30, 34, 40))),
     (8, np.pi / 8, ((246, 240, 240), (206, 24, 32), (246, 240, 240))),
-    (4, 0.0, ((246, 244, 236), (250, 200, 30))),
+    (4, 0.0, ((246, 244, 236), (250, 200, 30), (250, 210, 60))),
     (4, np.pi / 4, ((240, 244, 250), (22, 84, 190), (240, 244, 250))),
 )
 
@@ -357,7 +369,7 @@ def sign(scene: Scene, x: float, z: float, side: int) -> None:
     top = scene.rng.uniform(2.3, 2.9)
     Brush(scene, "pole", x, z).limb(((0, 0, 0), (0, top, 0)), 0.16, MATERIALS["metal"])
     corners, start, colours = SIGNS[scene.rng.integers(len(SIGNS))]
-    for colour, radius in zip(colours, (0.58, 0.44, 0.16)):
+    for colour, radius in zip(colours, (0.58, 0.44, 0.16), strict=True):
         plate = np.insert(circle(radius, corners, start) + (0, top), 2, -0.1, axis=1)
         Brush(scene, "traffic sign", x, z).face(plate, colour)
 
@@ -370,7 +382,7 @@ def leaves(scene: Scene, x: float, z: float, low: float, high: float) -> None:
     points = np.stack([x + span * across, low + span * up, np.full(len(up), z)], axis=1)
     radii = span * rng.uniform(0.09, 0.17, len(up)) * scene.focal / max(z, NEAR)
     lights = 0.62 + 0.6 * up + rng.uniform(-0.08, 0.08, len(up))
-    for at, radius, light in zip(scene.project(points).tolist(), radii, lights):
+    for at, radius, light in zip(scene.project(points).tolist(), radii, lights, strict=True):
         cv2.circle(scene.labels, at, int(radius) + 1, LABEL_IDS["vegetation"], -1)
         cv2.circle(scene.image, at, int(radius) + 1, scene.tone(green, light, z), -1)
 
@@ -389,7 +401,12 @@ def parked_bicycle(scene: Scene, x: float, z: float, side: int) -> None:
 def bin_or_trolley(scene: Scene, x: float, z: float, side: int) -> None:
     """Void in the evaluation."""
     name, colour = (("static", (40, 84, 60)), ("dynamic", (176, 120, 60)))[scene.rng.integers(2)]
-    box = ((-0.3, 0, 0.3, "body"), (-0.3, 1.0, 0.34, "lid"), (0.3, 1.0, 0.34, "body"), (0.3, 0, 0.3, "body"))
+    box = (
+        (-0.3, 0, 0.3, "body"),
+        (-0.3, 1, 0.34, "lid"),
+        (0.3, 1, 0.34, "body"),
+        (0.3, 0, 0.3, ""),
+    )
     Brush(scene, name, x, z).prism(box, {"body": colour, "lid": np.multiply(colour, 0.6)})
 
 
@@ -409,10 +426,9 @@ def facade(scene: Scene, start, stop, floors: int, wall: Colour, light: float) -
 
     def panels(inset: float, *spans: tuple[float, float]) -> np.ndarray:
         """Quads (bays * spans,4,3): a strip of every bay, from the lowest to the highest metre."""
-        corners = [((bay + inset, low), (bay + inset, top), (bay + 1 - inset, top), (bay + 1 - inset, low))
-                   for bay in range(bays) for low, top in spans]  # fmt: skip
-        t, up = np.moveaxis(np.array(corners), -1, 0)
-        return np.stack([x + across * t / bays, up, z + along * t / bays], axis=-1)
+        t = (np.arange(bays)[:, None, None] + [inset, inset, 1 - inset, 1 - inset]) / bays
+        t, up = np.broadcast_arrays(t, np.array(spans)[:, [0, 1, 1, 0]])
+        return np.stack([x + across * t, up, z + along * t], axis=-1).reshape(-1, 4, 3)
 
     storeys = [(3.0 * floor + 1.0, 3.0 * floor + 2.6) for floor in range(1, floors)]
     brush.face(panels(0, (0, high)), wall, light)
@@ -431,12 +447,9 @@ def facade(scene: Scene, start, stop, floors: int, wall: Colour, light: float) -
 def building(scene: Scene, side: int, x: float, z0: float, z1: float) -> None:
     floors, wall = scene.rng.choice((2, 2, 3, 4, 5, 6)), scene.paint("building", 12)
     brush = Brush(scene, "building")
-    facade(scene, (x, z0), (x + side * 12, z0), floors, wall, brush.light((0, 0, -1)))
+    if z0 < 40:  # gables farther away are hidden
+        facade(scene, (x, z0), (x + side * 12, z0), floors, wall, brush.light((0, 0, -1)))
     facade(scene, (x, z0), (x, z1), floors, wall, brush.light((-side, 0, 0)))
-    high, back = 3.0 * floors + 0.8, x + side * 5
-    if high - scene.eye < 0.6 * abs(x):  # the slope can be seen from below
-        roof = [(x, high, z0), (x, high, z1), (back, high + 3.2, z1), (back, high + 3.2, z0)]
-        brush.face(roof, (134, 74, 58), brush.light((-side, 1, 0)))
 
 
 def garden(scene: Scene, barrier: str, side: int, x: float, z0: float, z1: float) -> None:
@@ -453,15 +466,20 @@ def garden(scene: Scene, barrier: str, side: int, x: float, z0: float, z1: float
         picket = np.array([(x, 0, 0), (x, high, 0), (x, high, 0.2), (x, 0, 0.2)])
         brush.face(picket + pickets * (0, 0, 1), colour, light)
     for up in (0.35, high - 0.3) if barrier == "fence" else np.arange(0.4, high, 0.4):
-        brush.limb(((x, up, z0), (x, up, z1)), 0.05, colour, 0.7 * light)
-    brush.limb(((x, high, z0), (x, high, z1)), 0.12, colour, 1.2 * light)
+        brush.limb(((x, up, z0), (x, up, z1)), 0.05, np.multiply(colour, 0.7 * light))
+    brush.limb(((x, high, z0), (x, high, z1)), 0.12, np.multiply(colour, 1.2 * light))
+
+
+def smooth_noise(rng: np.random.Generator, rows: int, columns: int, size: tuple) -> np.ndarray:
+    """Noise around 0 to 1 of rows x columns cells, enlarged to `size` (width, height)."""
+    cells = rng.random((rows, columns), dtype=np.float32)
+    return cv2.resize(cells, size, interpolation=cv2.INTER_CUBIC)
 
 
 def sky(scene: Scene) -> None:
     height, width = int(scene.horizon) + 2, scene.width
-    octaves = [scene.rng.random((2**k, 2**k), dtype=np.float32) for k in (2, 3, 4, 5)]
     size = (width // 4, height // 4)
-    noise = sum(cv2.resize(o, size, interpolation=cv2.INTER_CUBIC) / 2**k for k, o in enumerate(octaves))
+    noise = sum(smooth_noise(scene.rng, 2**k, 2**k, size) / 2**k for k in (2, 3, 4, 5)) * 4
     cloud = np.clip(noise * 1.6 - scene.rng.uniform(1.2, 1.9), 0, 0.9)[..., None]
     down = np.linspace(0, 1, size[1])[:, None, None] ** 1.2
     air = np.multiply(scene.mood.zenith, 1 - down) + np.multiply(scene.mood.horizon, down)
@@ -472,37 +490,35 @@ def sky(scene: Scene) -> None:
 def ground(scene: Scene, edges: list[float], names: list[str]) -> None:
     """Paint strips along the street: names[i] lies between edges[i] and edges[i+1], x in metres."""
 
-    def patches(name: str, colour: Colour, left: float, right: float, near, far, light=1.0) -> None:
-        corners = [[(left, 0, a), (left, 0, b), (right, 0, b), (right, 0, a)] for a, b in zip(near, far)]
+    def patches(name: str, colour: Colour, left: float, right: float, spans, light=1.0) -> None:
+        corners = [((left, 0, a), (left, 0, b), (right, 0, b), (right, 0, a)) for a, b in spans]
         Brush(scene, name).face(corners, colour, light)
 
-    depths = np.geomspace(NEAR, 160, 16)
-    spans = [(a, b) for a, b in zip(depths, depths[1:])]
-    for name, left, right in zip(names, edges, edges[1:]):
-        for near, far in spans:
-            patches(name, GROUND[name], left, right, [near], [far])
-        if name == "road":
-            kerbs = left, right
-        elif name == "rail track":
-            sleepers, middle = np.arange(3, 40, 0.9), (left + right) / 2
-            patches(name, GROUND[name], middle - 1.3, middle + 1.3, sleepers, sleepers + 0.4, 0.7)
+    depths = list(pairwise(np.geomspace(NEAR, 160, 11)))
+    for name, (left, right) in zip(names, pairwise(edges), strict=True):
+        for span in depths:  # one by one, for each has its haze
+            patches(name, GROUND[name], left, right, [span])
+        if name == "rail track":
+            sleepers, middle = [(z, z + 0.4) for z in np.arange(3, 40, 0.9)], (left + right) / 2
+            patches(name, GROUND[name], middle - 1.3, middle + 1.3, sleepers, 0.7)
             for rail in (middle - 0.72, middle + 0.72):
-                patches(name, (205, 205, 210), rail - 0.08, rail + 0.08, *np.transpose(spans))
+                patches(name, (205, 205, 210), rail - 0.08, rail + 0.08, depths)
         elif name == "sidewalk":
-            joints = np.arange(3, 30, 1.4)
-            patches(name, GROUND[name], left, right, joints, joints + 0.07, 0.85)
-    for kerb in kerbs:
-        patches("sidewalk", (196, 192, 188), kerb - 0.1, kerb + 0.1, *np.transpose(spans))
-    dashes, white, z = np.arange(scene.rng.uniform(2, 6), 90, 8), (214, 214, 210), scene.crossing
-    patches("road", white, -1.78, -1.62, dashes, dashes + 4)
-    patches("road", GROUND["road"], -150, 150, [z + 4], [z + 11])
-    patches("road", white, -1.6, 1.6, [z - 1.6], [z - 1.1])
-    for stripe in np.arange(kerbs[0] + 0.5, kerbs[1] - 0.6, 1.1):
-        patches("road", white, stripe, stripe + 0.55, [z], [z + 3])
+            joints = [(z, z + 0.07) for z in np.arange(3, 30, 1.4)]
+            patches(name, GROUND[name], left, right, joints, 0.85)
+    road, white, z = names.index("road"), (214, 214, 210), scene.crossing
+    for kerb in edges[road : road + 2]:
+        patches("sidewalk", (196, 192, 188), kerb - 0.1, kerb + 0.1, depths)
+    dashes = [(start, start + 4) for start in np.arange(scene.rng.uniform(2, 6), 90, 8)]
+    patches("road", white, -1.78, -1.62, dashes)
+    patches("road", GROUND["road"], -150, 150, [(z + 4, z + 11)])
+    patches("road", white, -1.6, 1.6, [(z - 1.6, z - 1.1)])
+    for stripe in np.arange(edges[road] + 0.5, edges[road + 1] - 0.6, 1.1):
+        patches("road", white, stripe, stripe + 0.55, [(z, z + 3)])
 
 
 def spread(scene: Scene, start: float, stop: float, gap: tuple) -> list[float]:
-    """Distances from start to stop, each a random gap after the one before, none in the side street."""
+    """Distances from start to stop, a random gap apart, none of them in the side street."""
     places = start + np.cumsum(scene.rng.uniform(*gap, size=int((stop - start) / gap[0]) + 1))
     past = places - scene.crossing
     return places[(places < stop) & ((past < 3.5) | (past > 11.5))].tolist()
@@ -516,7 +532,7 @@ def roadside(scene: Scene, side: int, kerb: float, star: str, barrier: str) -> l
     pavement = kerb + sum(width for _, width in strips)
     strips += [("sidewalk", rng.uniform(3, 4.4)), ("terrain", 200.0)]
     line, z = side * (pavement + strips[-2][1] + 0.4), rng.uniform(2, 5)
-    while z < 90:
+    while z < 80:
         end = z + rng.uniform(9, 18)
         if end > turn + 3.5 and z < turn + 11.5:
             end = turn + 11.5
@@ -537,19 +553,19 @@ def traffic(scene: Scene, kerbs: dict[int, float], star: str) -> None:
     for side in (-1, 1):
         for z in spread(scene, 2, 70, (7, 16)) if kerbs[side] > 3.6 - 2.4 * side else ():
             scene.place(z, vehicle, "car", side * (kerbs[side] - 1.1), z, (1 - side) * np.pi / 2)
-    ahead, oncoming = ("car", star) if rng.random() < 0.5 else (star, "car")
-    for lane, yaw, kind, z in ((0, 0, ahead, rng.uniform(11, 20)), (-3.5, np.pi, oncoming, rng.uniform(13, 22))):
-        if star != "train" or lane == 0:
-            kind = kind if kind in ("bus", "truck") else "car"
-            scene.place(z, vehicle, kind, lane + rng.uniform(-0.3, 0.3), z, yaw)
+    big = star if star in ("bus", "truck") else "car"
+    ahead, oncoming = ("car", big) if rng.random() < 0.5 else (big, "car")
+    scene.place(z := rng.uniform(11, 20), vehicle, ahead, rng.uniform(-0.3, 0.3), z)
+    if star == "train":
+        z, yaw = rng.uniform(19, 26), rng.choice((0, np.pi))
+        scene.place(z, vehicle, star, -kerbs[-1] - 1.75, z, yaw)
+    else:  # nothing hides the tram
+        scene.place(z := rng.uniform(13, 22), vehicle, oncoming, -3.5, z, np.pi)
     for z in spread(scene, 32, 80, (9, 20)):
         scene.place(z, vehicle, "car", -3.5, z, np.pi)
-    if star == "train":
-        z = rng.uniform(19, 26)
-        scene.place(z, vehicle, star, -kerbs[-1] - 1.75, z, rng.choice((0, np.pi)))
     bike = star if star == "motorcycle" else "bicycle"
-    for x, yaw in ((rng.uniform(1.0, 1.7), 0.0), (rng.uniform(-2.6, -1.7), np.pi)):
-        z, swerve = rng.uniform(6.5, 12), rng.choice((-1, 1)) * rng.uniform(0.4, 1.1)
+    for x, yaw in ((rng.uniform(0.9, 1.8), 0.0), (rng.uniform(-3, -1.7), np.pi)):
+        z, swerve = rng.uniform(6.5, 14), rng.choice((-1, 1)) * rng.uniform(0.4, 1.1)
         scene.place(z, two_wheeler, bike, x, z, yaw + swerve)
     for z in crosswalk + rng.uniform(0.2, 2.8, 3):
         scene.place(z, person, rng.uniform(-6, 3), z, 1, "road")
@@ -558,10 +574,10 @@ def traffic(scene: Scene, kerbs: dict[int, float], star: str) -> None:
 
 def backdrop(scene: Scene) -> None:
     """Place the houses and trees in which the street ends."""
-    for x in np.arange(-75, 75, 15.0):
-        floors, wall, stop = scene.rng.integers(2, 6), scene.paint("building"), scene.rng.uniform(9, 15)
-        scene.place(120, facade, (x, 100), (x + stop, 100), floors, wall, 0.8)
-        scene.place(110, tree, x + stop, 95, 1)
+    for x in np.arange(-72, 72, 18.0):
+        floors, end = scene.rng.integers(2, 6), x + scene.rng.uniform(10, 18)
+        scene.place(120, facade, (x, 100), (end, 100), floors, scene.paint("building"), 0.8)
+        scene.place(110, tree, end, 95, 1)
 
 
 # What is sure to be in a scene, in turn: a vehicle, and what bounds the gardens.
@@ -577,13 +593,14 @@ def draw_scene(seed: int, split: str, index: int, height: int, width: int) -> tu
     rng = np.random.default_rng((seed, list(CITIES).index(split), index))
     scene = Scene(rng, height, width)
     star, barrier = CAST[index % len(CAST)]
-    kerbs = {-1: 5.4 if star == "train" else 5.4 + rng.choice((0, 2.2)), 1: 2.0 + rng.choice((0, 2.2))}
+    parking = rng.choice((0, 2.2), 2)
+    kerbs = {-1: 5.4 + parking[0] * (star != "train"), 1: 2.0 + parking[1]}
     left = roadside(scene, -1, kerbs[-1], star, barrier)
     right = roadside(scene, 1, kerbs[1], star, barrier)
     traffic(scene, kerbs, star)
     backdrop(scene)
 
-    names, widths = zip(*left[::-1], ("road", kerbs[-1] + kerbs[1]), *right)
+    names, widths = zip(*left[::-1], ("road", kerbs[-1] + kerbs[1]), *right, strict=True)
     edges = np.cumsum([0, *widths]) - sum(widths[: len(left)]) - kerbs[-1]
     sky(scene)
     ground(scene, edges.tolist(), list(names))
@@ -607,9 +624,72 @@ def develop(scene: Scene) -> tuple:
     roughness = np.zeros(256, np.float32)
     for name, amount in ROUGHNESS.items():
         roughness[LABEL_IDS[name]] = amount
-    stains = cv2.resize(rng.random((16, 12), dtype=np.float32), small, interpolation=cv2.INTER_CUBIC)
-    grain = rng.random(labels.shape, dtype=np.float32) * 2 + stains - 1.5
+    grain = rng.random(labels.shape, dtype=np.float32) * 2 + smooth_noise(rng, 16, 12, small) - 1.5
     image *= (1 + roughness[labels] * grain)[..., None]
-    image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 0.7)) * rng.uniform(0.85, 1.12)
-    image += 3 * rng.standard_normal(image.shape, dtype=np.float32)
+    image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 0.7)) * rng.uniform(0.95, 1.2)
+    image += rng.random(image.shape, dtype=np.float32) * 10 - 5
     return np.clip(image, 0, 255).astype(np.uint8), labels
+
+
+def files_of(output: Path, split: str, index: int) -> tuple[Path, Path]:
+    """Paths of an image and of its labels as Cityscapes names them; 19 is its labelled frame."""
+    cities = CITIES[split]
+    city = cities[index % len(cities)]
+    name = f"{city}_{index // len(cities):06d}_000019"
+    image = output / "leftImg8bit" / split / city / f"{name}_leftImg8bit.png"
+    return image, output / "gtFine" / split / city / f"{name}_gtFine_labelIds.png"
+
+
+def draw_dataset(output: Path, train: int, val: int, height: int, width: int, seed: int) -> None:
+    """Draw `train` and `val` scenes of (height,width) pixels into `output`, unless they are there.
+
+    Raises:
+        InputError: a number out of range, or `output` holds something that was not drawn here.
+    """
+    if min(train, val) < 1 or min(height, width) < 64 or seed < 0:
+        raise InputError(
+            f"{train} and {val} scenes of {height}x{width} pixels, seed {seed}: expected at least "
+            "1 scene of each split, sides of 64 pixels or more and a seed of 0 or more"
+        )
+    marker = output / MARKER
+    settings = dict(version=VERSION, train=train, val=val, height=height, width=width, seed=seed)
+    scenes = [("train", i) for i in range(train)] + [("val", i) for i in range(val)]
+    if marker.is_file():
+        paths = [path for scene in scenes for path in files_of(output, *scene)]
+        if marker.read_text() == json.dumps(settings) and all(path.is_file() for path in paths):
+            print(f"{output}: the {len(scenes)} street scenes are there already")
+            return
+    elif output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise InputError(
+            f"{output} exists and was not drawn by this tool: expected an empty or a new folder"
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    marker.write_text("unfinished")
+    for folder in ("leftImg8bit", "gtFine"):
+        shutil.rmtree(output / folder, ignore_errors=True)
+    for split, index in tqdm(scenes, "drawing street scenes", disable=None):
+        image, labels = draw_scene(seed, split, index, height, width)
+        pictures = (image[..., ::-1], labels)
+        for path, pixels in zip(files_of(output, split, index), pictures, strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
+    marker.write_text(json.dumps(settings))
+    print(f"{output}: {train} street scenes for training, {val} for evaluation")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("output", type=Path, help="a new or empty folder, or one drawn before")
+    parser.add_argument("--train", type=int, default=160, help="number of training scenes")
+    parser.add_argument("--val", type=int, default=24, help="number of evaluation scenes")
+    parser.add_argument("--height", type=int, default=256, help="pixels")
+    parser.add_argument("--width", type=int, default=512, help="pixels")
+    parser.add_argument("--seed", type=int, default=0)
+    try:
+        draw_dataset(**vars(parser.parse_args()))
+    except (InputError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

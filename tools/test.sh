@@ -7,8 +7,11 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 arguments=()
 for argument; do
-    if [[ $argument == --fast ]]; then argument="-m not slow"; fi
-    arguments+=("$argument")
+    if [[ $argument == --fast ]]; then
+        arguments+=(-m "not slow")
+    else
+        arguments+=("$argument")
+    fi
 done
 
 cd "$root"

@@ -22,6 +22,8 @@ for file in "$script" "$config"; do
 done
 
 nodes=${NODE:-1}
+[[ $nodes == 1 || ${ADDR:-} ]] ||
+    die "NODE=$nodes needs ADDR, the address of the machine whose NODE_RANK is 0"
 find_python
 if [[ -z ${OMP_NUM_THREADS:-} ]]; then
     cores=$(nproc)
@@ -30,7 +32,10 @@ fi
 train=("$python" -u "$script" --config-file "$config" "$@")
 
 # One process needs no launcher: its exit code and its error are then the training's own.
-if ((nodes * gpus == 1)); then exec "${train[@]}"; fi
+if ((nodes * gpus == 1)); then
+    unset MASTER_ADDR MASTER_PORT WORLD_SIZE RANK LOCAL_RANK
+    exec "${train[@]}"
+fi
 
 # LiBai's default port, or, when another training on this machine has it, any that is free.
 port=${PORT:-12345}
