@@ -1,5 +1,6 @@
 """Data sets to loaders, as LiBai's trainer asks for them in `cfg.dataloader`."""
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 
 import cv2
@@ -113,13 +114,15 @@ def _loader(
         batch_sampler=sampler,
         num_workers=num_workers,
         collate_fn=collate,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_set_up_worker,
     )
 
 
-def _one_thread(worker_id: int) -> None:
-    """The workers themselves are the parallelism; OpenCV's threads would only compete."""
+def _set_up_worker(worker_id: int) -> None:
+    # The workers themselves are the parallelism; OpenCV's threads would only compete.
     cv2.setNumThreads(0)
+    # Ctrl-C reaches all processes of a terminal; the main process decides what to make of it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _single(dataset: Dataset | Sequence[Dataset]) -> Dataset:

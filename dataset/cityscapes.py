@@ -71,6 +71,7 @@ class Cityscapes(SegmentationDataset):
     """
 
     SPLITS = ("train", "val", "test")
+    CLASSES, PALETTE = CLASSES, PALETTE  # also known without the data
 
     def __init__(
         self, root: str | Path, split: str, transforms: Sequence[Transform], seed: int = 0

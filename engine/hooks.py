@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import shutil
+import signal
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -82,6 +83,43 @@ class BestCheckpointer(HookBase):
             self.checkpointer.save(BEST, self.trainer.iter, **{self.metric: value})
         except OSError as error:
             logger.error(f"could not save {BEST}: {error}")
+
+
+class StopOnSignal(HookBase):
+    """Ctrl-C and SIGTERM end the training after the current step, with a checkpoint.
+
+    For one process. Of several ranks each would stop at a step of its own; they end at once, and the
+    last checkpoint stays.
+    """
+
+    def __init__(self, checkpointer: Checkpointer):
+        self.checkpointer = checkpointer
+
+    def before_train(self):
+        self._signal = None
+        self._previous = {
+            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+
+    def _note(self, number, frame):
+        if self._signal is not None:  # the second time: at once
+            raise KeyboardInterrupt
+        self._signal = number
+        logger.warning("stopping after this step; once more to stop at once")
+
+    def after_step(self):
+        if self._signal is None or self.trainer.iter + 1 == self.trainer.max_iter:
+            return
+        self.checkpointer.save(f"model_{self.trainer.iter:07d}", self.trainer.iter)
+        self._restore()
+        raise KeyboardInterrupt
+
+    def after_train(self):
+        self._restore()
+
+    def _restore(self):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
 
 class ProgressBar(HookBase):

@@ -93,6 +93,8 @@ class SegformerTrainer(DefaultTrainer):
             period = train.evaluation.eval_period
             built.append(libai_hooks.EvalHook(period, self._evaluate_and_write))
             built.append(hooks.BestCheckpointer(self.checkpointer, period, "mIoU"))
+        if dist.get_world_size() == 1:
+            built.append(hooks.StopOnSignal(self.checkpointer))
         if hooks.shows_progress():
             built.append(hooks.ProgressBar())
         if dist.is_main_process():

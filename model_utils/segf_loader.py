@@ -13,6 +13,7 @@ from projects.SegFormer.model_utils.weight_files import (
     read_weights,
 )
 from projects.SegFormer.modeling.errors import InputError
+from projects.SegFormer.modeling.segformer_model import SegformerForSemanticSegmentation
 
 # Fields of transformers' config.json, and what they are called here.
 HUGGINGFACE_CONFIG = {
@@ -106,3 +107,15 @@ class SegFLoaderLiBai(SegFLoader):
         except Exception as error:
             raise InputError(f"cannot read the checkpoint {self.path}: {error}") from error
         return to_here({key: value.numpy() for key, value in state.items()}, LIBAI)
+
+
+def load_weights(libai_cfg, path: str):
+    """A segmentation model with the weights at `path`, in whichever format they are.
+
+    A folder with config.json is transformers', any other folder a checkpoint of LiBai's trainer.
+    Raises InputError when the weights are missing, broken or do not fit.
+    """
+    is_huggingface = os.path.isfile(os.path.join(path, "config.json"))
+    loader = SegFLoaderHuggerFace if is_huggingface else SegFLoaderLiBai
+    settings = {key: value for key, value in libai_cfg.items() if key != "pretrained_model_path"}
+    return loader(SegformerForSemanticSegmentation, settings, path).load()

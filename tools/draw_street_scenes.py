@@ -200,7 +200,8 @@ def shadow(scene: Scene, ground: str, x: float, z: float, yaw=0.0, wide=0.42, lo
 def _car(rear: float, screen: float, hood: float, roof: float) -> tuple:
     """A car from where the rear window, the windscreen and the bonnet start, and its height."""
     body = ((-2.1, 0.24, 0.86, "body"), (-2.1, 0.82, 0.88, "body"), (-1.95, 0.96, 0.84, "body"),
-            (hood, 0.96, 0.84, "body"), (2.0, 0.76, 0.82, "body"), (2.1, 0.24, 0.82, "body"))  # fmt: skip
+            (hood, 0.96, 0.84, "body"), (2.0, 0.76, 0.8, "body"),
+            (2.1, 0.24, 0.8, "body"))  # fmt: skip
     cabin = ((rear, 0.95, 0.83, "glass"), (rear + 0.38, roof, 0.64, "body"),
              (screen, roof, 0.64, "glass"), (hood, 0.95, 0.83, "glass"))  # fmt: skip
     return 0.86, 2.1, (body, cabin), (), (-1.3, 1.35)
@@ -217,9 +218,9 @@ def _coach(wide: float, long: float, high: float, lean: float, *panels: tuple) -
     return wide, long, (body,), (windows, *panels), (0.4 - long * 0.6, long * 0.6)
 
 
-# Half width, half length, outlines, panels, wheels (forward). A panel is (plane, material, from, to,
-# lowest, highest, how many): plane 0 is both sides, from and to forward; -1 is the rear, 1 the front,
-# from and to in half widths from the middle, mirrored.
+# Half width, half length, outlines, panels, wheels (forward). A panel is (plane, material, from,
+# to, lowest, highest, how many): plane 0 is both sides, from and to forward; -1 is the rear, 1 the
+# front, from and to in half widths from the middle, mirrored.
 VEHICLES = {
     "car": (_car(-2.0, 0.25, 1.05, 1.44), _car(-1.5, 0.2, 1.0, 1.42), _car(-2.1, 0.5, 1.2, 1.72)),
     "bus": (_coach(1.28, 5.4, 3.15, 0.1, (1, "dark", 0, 0.7, 2.75, 3.0, 1)),),
@@ -289,19 +290,22 @@ RIDER = (
     (0.18, "trousers", (0.1, 0.95, -0.2), (0.16, 0.56, 0.2), (0.14, 0.2, 0)),
     (0.14, "vest", (-0.2, 1.42, 0.08), (-0.3, 1.15, 0.2), (-0.28, 1.05, 0.36)),
     (0.14, "vest", (0.2, 1.42, 0.08), (0.3, 1.15, 0.2), (0.28, 1.05, 0.36)),
-    (0.42, "vest", (0, 0.98, -0.2), (0, 1.38, 0.05)), (0.13, "skin", (0, 1.5, 0.1), (0, 1.58, 0.1)),
-    (0.25, "skin", (0, 1.65, 0.14), (0, 1.68, 0.14)), (0.31, "helmet", (0, 1.75, 0.1), (0, 1.76, 0.1)),
+    (0.42, "vest", (0, 0.98, -0.2), (0, 1.38, 0)), (0.13, "skin", (0, 1.5, 0.1), (0, 1.6, 0.1)),
+    (0.25, "skin", (0, 1.65, 0.1), (0, 1.68, 0.1)), (0.31, "helmet", (0, 1.75, 0.1), (0, 1.76, 0)),
 )  # fmt: skip
 TWO_WHEELERS = {  # wheel radius, half the distance of the axles, tyre, frame
     "bicycle": (0.36, 0.56, 0.08, (
         (0.09, "frame", (0, 0.36, -0.56), (0, 0.85, -0.2), (0, 0.8, 0.36), (0, 0.36, 0.56)),
         (0.09, "frame", (0, 0.36, -0.56), (0, 0.34, 0), (0, 0.8, 0.36)),
-        (0.09, "frame", (0, 0.34, 0), (0, 0.9, -0.2)), (0.1, "dark", (0, 0.9, -0.3), (0, 0.9, -0.1)),
+        (0.09, "frame", (0, 0.34, 0), (0, 0.9, -0.2)),
+        (0.1, "dark", (0, 0.93, -0.3), (0, 0.93, -0.1)),
         (0.07, "dark", (-0.3, 1.0, 0.36), (0.3, 1.0, 0.36)))),
     "motorcycle": (0.33, 0.74, 0.18, (
         (0.17, "frame", (0, 0.34, -0.74), (0, 0.75, -0.2), (0, 0.8, 0.4), (0, 0.34, 0.74)),
-        (0.4, "metal", (0, 0.5, -0.28), (0, 0.5, 0.3)), (0.34, "frame", (0, 0.8, 0), (0, 0.84, 0.4)),
-        (0.22, "dark", (0, 0.76, -0.8), (0, 0.76, -0.15)), (0.2, "tail", (0, 0.7, -0.9), (0, 0.72, -0.9)),
+        (0.4, "metal", (0, 0.5, -0.28), (0, 0.5, 0.3)),
+        (0.34, "frame", (0, 0.8, 0), (0, 0.84, 0.4)),
+        (0.22, "dark", (0, 0.76, -0.8), (0, 0.76, -0.15)),
+        (0.2, "tail", (0, 0.7, -0.9), (0, 0.72, -0.9)),
         (0.08, "dark", (-0.36, 1.02, 0.36), (0.36, 1.02, 0.36)))),
 }  # fmt: skip
 
@@ -447,8 +451,11 @@ def facade(scene: Scene, start, stop, floors: int, wall: Colour, light: float) -
 def building(scene: Scene, side: int, x: float, z0: float, z1: float) -> None:
     floors, wall = scene.rng.choice((2, 2, 3, 4, 5, 6)), scene.paint("building", 12)
     brush = Brush(scene, "building")
-    if z0 < 40:  # gables farther away are hidden
-        facade(scene, (x, z0), (x + side * 12, z0), floors, wall, brush.light((0, 0, -1)))
+    shade, back, high = brush.light((0, 0, -1)), x + side * 12, 3.0 * floors + 0.8
+    if z0 < 40:
+        facade(scene, (x, z0), (back, z0), floors, wall, shade)
+    else:  # too far to see a window
+        brush.face(((x, 0, z0), (x, high, z0), (back, high, z0), (back, 0, z0)), wall, shade)
     facade(scene, (x, z0), (x, z1), floors, wall, brush.light((-side, 0, 0)))
 
 
@@ -524,8 +531,11 @@ def spread(scene: Scene, start: float, stop: float, gap: tuple) -> list[float]:
     return places[(places < stop) & ((past < 3.5) | (past > 11.5))].tolist()
 
 
-def roadside(scene: Scene, side: int, kerb: float, star: str, barrier: str) -> list[tuple]:
-    """Place what stands on the left (-1) or right (1); return strips of ground as (name, width)."""
+def roadside(scene: Scene, side: int, kerb: float, star: str, barrier: str, houses: float) -> list:
+    """Place what stands on the left (-1) or right (1); return strips of ground as (name, width).
+
+    `houses` is the share of houses; on the other lots are gardens.
+    """
     rng, turn = scene.rng, scene.crossing
     strips = [("rail track", 3.5)] if side < 0 and star == "train" else []
     strips += [("terrain", rng.uniform(1.4, 2.6))] if rng.random() < 0.6 else []
@@ -534,9 +544,11 @@ def roadside(scene: Scene, side: int, kerb: float, star: str, barrier: str) -> l
     line, z = side * (pavement + strips[-2][1] + 0.4), rng.uniform(2, 5)
     while z < 80:
         end = z + rng.uniform(9, 18)
-        if end > turn + 3.5 and z < turn + 11.5:
+        if z < turn < end:
+            end = turn + 3.5
+        if turn <= z < turn + 11.5:
             end = turn + 11.5
-        elif rng.random() < 0.55:
+        elif rng.random() < houses:
             scene.place(end, building, side, line, z, end)
         else:
             scene.place(end, garden, barrier, side, line, z, end)
@@ -595,8 +607,9 @@ def draw_scene(seed: int, split: str, index: int, height: int, width: int) -> tu
     star, barrier = CAST[index % len(CAST)]
     parking = rng.choice((0, 2.2), 2)
     kerbs = {-1: 5.4 + parking[0] * (star != "train"), 1: 2.0 + parking[1]}
-    left = roadside(scene, -1, kerbs[-1], star, barrier)
-    right = roadside(scene, 1, kerbs[1], star, barrier)
+    houses = (0.85, 0.2) if star == "train" or rng.random() < 0.5 else (0.2, 0.85)
+    left = roadside(scene, -1, kerbs[-1], star, barrier, houses[0])
+    right = roadside(scene, 1, kerbs[1], star, barrier, houses[1])
     traffic(scene, kerbs, star)
     backdrop(scene)
 
@@ -652,7 +665,13 @@ def draw_dataset(output: Path, train: int, val: int, height: int, width: int, se
             "1 scene of each split, sides of 64 pixels or more and a seed of 0 or more"
         )
     marker = output / MARKER
-    settings = dict(version=VERSION, train=train, val=val, height=height, width=width, seed=seed)
+    settings = {
+        "version": VERSION,
+        "train": train,
+        "val": val,
+        "size": [height, width],
+        "seed": seed,
+    }
     scenes = [("train", i) for i in range(train)] + [("val", i) for i in range(val)]
     if marker.is_file():
         paths = [path for scene in scenes for path in files_of(output, *scene)]

@@ -1,0 +1,144 @@
+"""Label maps as pictures: colours, overlays with a legend, sheets of tiles. All RGB uint8."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from projects.SegFormer.modeling.errors import InputError
+
+Palette = Sequence[tuple[int, int, int]]  # RGB of each class
+
+PAPER, INK = (255, 255, 255), (24, 24, 24)
+
+
+def colorize(label_map: np.ndarray, palette: Palette) -> np.ndarray:
+    """Colours of a label map.
+
+    Args:
+        label_map: (H,W) training ids; what is no class, like 255, becomes black.
+        palette: RGB of each class.
+
+    Returns:
+        (H,W,3) uint8.
+    """
+    colours = np.array([*palette, (0, 0, 0)], np.uint8)
+    return colours[np.where(_is_class(label_map, palette), label_map, len(palette))]
+
+
+def overlay(
+    image: np.ndarray,
+    label_map: np.ndarray,
+    classes: Sequence[str],
+    palette: Palette,
+    alpha: float = 0.55,
+    legend: bool = True,
+) -> np.ndarray:
+    """Blend the colours of a label map over its image.
+
+    Args:
+        image: (H,W,3) uint8 RGB.
+        label_map: (H,W) training ids; where it has no class, like 255, the image shows unchanged.
+        classes, palette: name and RGB of each class.
+        alpha: weight of the colours, from 0 (image only) to 1 (colours only).
+        legend: whether to add a panel on the right with colour, name and share of all pixels of
+            each class that is present, the largest first.
+
+    Returns:
+        (H,W,3) uint8; with a legend wider and, for a small image, higher: the image stays in the
+        upper left corner.
+
+    Raises:
+        InputError: sizes of image and label map, or of classes and palette, that differ.
+    """
+    if image.shape != (*label_map.shape, 3):
+        raise InputError(
+            f"image of shape {image.shape} and label map of shape {label_map.shape}: expected "
+            "(H, W, 3) and (H, W) of the same height and width"
+        )
+    if len(classes) != len(palette):
+        raise InputError(f"{len(classes)} classes and {len(palette)} colours: expected as many")
+    weight = alpha * _is_class(label_map, palette)[..., None]
+    blend = np.rint(image * (1 - weight) + colorize(label_map, palette) * weight).astype(np.uint8)
+    if not legend:
+        return blend
+    panel = _legend(label_map, classes, palette, len(image))
+    canvas = np.full((max(len(blend), len(panel)), blend.shape[1] + panel.shape[1], 3), PAPER[0])
+    canvas[: len(blend), : blend.shape[1]] = blend
+    canvas[: len(panel), blend.shape[1] :] = panel
+    return canvas.astype(np.uint8)
+
+
+def contact_sheet(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> np.ndarray:
+    """Tiles in rows and columns, with a title above each column.
+
+    Args:
+        rows: of each row, its tiles (H,W,3) uint8; all tiles have one size.
+        titles: one for each column.
+
+    Returns:
+        (height,width,3) uint8.
+
+    Raises:
+        InputError: no rows, rows of another length than the titles, or tiles of different sizes.
+    """
+    shapes = {np.shape(tile) for row in rows for tile in row}
+    if len(shapes) != 1 or any(len(row) != len(titles) for row in rows):
+        raise InputError(
+            f"{len(rows)} rows of {sorted({len(row) for row in rows})} tiles of shapes "
+            f"{sorted(shapes)}: expected {len(titles)} tiles of one size in each row"
+        )
+    height, width, _ = shapes.pop()
+    size = _text_size(height)
+    gap, head = size // 2, 2 * size
+    pitch = gap + max(width, *(_text_width(title, size) for title in titles))
+    sheet = Image.new("RGB", (gap + pitch * len(titles), head + (height + gap) * len(rows)), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(titles):
+        left = gap + pitch * column
+        draw.text((left, head // 2), title, INK, _font(size), anchor="lm")
+        for line, row in enumerate(rows):
+            sheet.paste(Image.fromarray(row[column]), (left, head + (height + gap) * line))
+    return np.asarray(sheet)
+
+
+def _is_class(label_map: np.ndarray, palette: Palette) -> np.ndarray:
+    return (label_map >= 0) & (label_map < len(palette))
+
+
+def _legend(
+    label_map: np.ndarray, classes: Sequence[str], palette: Palette, height: int
+) -> np.ndarray:
+    """Swatches and names in as many columns as fit beside an image of that height, 8 at least."""
+    counts = np.bincount(label_map[_is_class(label_map, palette)], minlength=len(classes))
+    order = [index for index in np.argsort(-counts, kind="stable") if counts[index]]
+    texts = [f"{classes[index]}  {100 * counts[index] / label_map.size:.1f}%" for index in order]
+    size = _text_size(height)
+    step = round(1.6 * size)
+    lines = max(8, (height - size) // step)
+    pitch = 3 * size + max((_text_width(text, size) for text in texts), default=0)
+    columns = -(-len(texts) // lines)
+    panel = Image.new("RGB", (size + pitch * columns, size + step * min(lines, len(texts))), PAPER)
+    draw = ImageDraw.Draw(panel)
+    for place, (index, text) in enumerate(zip(order, texts, strict=True)):
+        left, top = size + pitch * (place // lines), size // 2 + step * (place % lines)
+        swatch = (left, top + (step - size) // 2, left + size, top + (step + size) // 2)
+        draw.rectangle(swatch, tuple(palette[index]), INK)
+        draw.text((left + 1.5 * size, top + step / 2), text, INK, _font(size), anchor="lm")
+    return np.asarray(panel)
+
+
+def _text_size(height: int) -> int:
+    """Pixels of text that can be read beside an image of that height."""
+    return int(np.clip(height / 24, 12, 32))
+
+
+def _text_width(text: str, size: int) -> int:
+    return int(np.ceil(_font(size).getlength(text)))
+
+
+@lru_cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """Pillow's own font: it needs no file, and draws a box for a letter that it does not have."""
+    return ImageFont.load_default(size)

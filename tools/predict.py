@@ -1,0 +1,129 @@
+"""Label maps of images, drawn for people.
+
+    python tools/predict.py --config configs/segformer_city.py --weights output/model_best \
+        --output predictions IMAGE_OR_FOLDER ...
+
+For each image NAME it writes NAME_labels.png (class indices), NAME_colors.png and NAME_overlay.png, the
+image under the colours with a legend. Of a folder all images are taken, subfolders included.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import oneflow as flow
+from libai.config import instantiate
+from libai.config.lazy import locate
+from tqdm import tqdm
+
+from projects.SegFormer.dataset.folder import IMAGE_SUFFIXES, distinct_palette
+from projects.SegFormer.dataset.segmentation import read_image
+from projects.SegFormer.dataset.transforms import Compose
+from projects.SegFormer.engine.config import load_config
+from projects.SegFormer.engine.libai_mends import mend_libai
+from projects.SegFormer.evaluation.inference import predict_labels
+from projects.SegFormer.evaluation.visualize import colorize, overlay
+from projects.SegFormer.model_utils.segf_loader import load_weights
+from projects.SegFormer.modeling.errors import InputError
+
+
+def main(arguments: list[str]) -> int:
+    """The exit code: 1 if an image could not be read, else 0."""
+    args = _parser().parse_args(arguments)
+    cfg = load_config(args.config)
+    mend_libai()
+    files = find_images([Path(path) for path in args.images])
+    dataset = cfg.dataloader.test[0].dataset
+    classes, palette = classes_and_palette(dataset)
+    transform = Compose(instantiate(dataset.transforms))
+    model = load_weights(cfg.model.cfg, args.weights)
+
+    failed = 0
+    for name, file in tqdm(files.items(), unit="image", disable=None, file=sys.stderr):
+        try:
+            image = read_image(file)
+            labels = predict(model, transform, image)
+        except InputError as error:
+            failed += 1
+            tqdm.write(f"error: {error}", file=sys.stderr)
+            continue
+        target = Path(args.output) / name
+        os.makedirs(target.parent, exist_ok=True)
+        write_png(f"{target}_labels.png", labels)
+        write_png(f"{target}_colors.png", colorize(labels, palette))
+        write_png(f"{target}_overlay.png", overlay(image, labels, classes, palette))
+    print(f"{len(files) - failed} of {len(files)} images segmented: see {args.output}")
+    return 1 if failed else 0
+
+
+def predict(model, transform: Compose, image: np.ndarray) -> np.ndarray:
+    """The class index of each pixel of an RGB image: (H, W, 3) uint8 -> (H, W) uint8."""
+    transformed, _ = transform(image, None, np.random.default_rng(0))
+    images = flow.tensor(np.ascontiguousarray(transformed.transpose(2, 0, 1)[None]))
+    with flow.no_grad():
+        labels = predict_labels(model, images, image.shape[:2])
+    return labels.numpy()[0].astype(np.uint8)
+
+
+def find_images(paths: list[Path]) -> dict[str, Path]:
+    """Image files by the name that their results get. Raises InputError if there is none."""
+    found = {}
+    for path in paths:
+        if path.is_dir():
+            files = sorted(f for f in path.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+            if not files:
+                raise InputError(f"no images in {path}: expected {', '.join(IMAGE_SUFFIXES)}")
+        else:
+            files = [path]
+        for file in files:
+            name = file.relative_to(path).with_suffix("") if path.is_dir() else Path(file.stem)
+            if str(name) in found:
+                raise InputError(
+                    f"{found[str(name)]} and {file} would both be written as {name}: "
+                    "give them in two runs with another --output"
+                )
+            found[str(name)] = file
+    return found
+
+
+def classes_and_palette(dataset) -> tuple[list[str], list]:
+    """Class names and colours of a data set in a config, without the data itself."""
+    if "classes" in dataset:
+        classes = list(dataset.classes)
+        palette = dataset.get("palette") or distinct_palette(len(classes))
+        return classes, [tuple(colour) for colour in palette]
+    target = dataset["_target_"]
+    if isinstance(target, str):  # in the config.yaml of a training
+        target = locate(target)
+    return list(target.CLASSES), list(target.PALETTE)
+
+
+def write_png(path: str, image: np.ndarray) -> None:
+    """Write a label map or an RGB image. Raises InputError if the disk does not take it."""
+    if image.ndim == 3:
+        image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    if not cv2.imwrite(path, image):
+        raise InputError(f"cannot write {path}: is the disk full or the folder read-only?")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n", 1)[0], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, help="config file, or config.yaml of a training")
+    parser.add_argument(
+        "--weights", required=True, help="checkpoint folder of a training, or of Hugging Face"
+    )
+    parser.add_argument("--output", required=True, help="folder for the results")
+    parser.add_argument("images", nargs="+", help="images or folders of images")
+    return parser
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except InputError as error:
+        sys.exit(f"error: {error}")
