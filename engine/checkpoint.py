@@ -10,6 +10,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import oneflow as flow
 from libai.utils import distributed as dist
 from libai.utils.checkpoint import Checkpointer as LiBaiCheckpointer
@@ -32,13 +33,19 @@ class Checkpointer(LiBaiCheckpointer):
     def save(self, name: str, iteration: int, **record) -> None:
         """Save the state after `iteration` as the folder `name`; `record` goes into its JSON file.
 
-        Raises OSError, on the main rank, when the disk does not take it; nothing is left of it then.
+        Raises OSError, on the main rank, when the disk does not take it, and FloatingPointError when a
+        weight is not finite; in both cases earlier checkpoints stay and nothing is left of this one.
         """
         state = {"model": self.model.state_dict()}
         state |= {key: value.state_dict() for key, value in self.checkpointables.items()}
         # A graph's state is the optimizer's and the step, and under "model" the weights again.
         state.get("graph", {}).pop("model", None)
         state = {key: _map_tensors(value, whole) for key, value in state.items()}
+        for key, value in state["model"].items():
+            if not np.isfinite(value.numpy()).all():
+                raise FloatingPointError(
+                    f"{key} is not finite after iteration {iteration}: not saved as {name}"
+                )
         if dist.is_main_process():
             self._write(Path(self.save_dir), name, state, {"iteration": iteration, **record})
         dist.synchronize()

@@ -57,7 +57,16 @@ class SegformerTrainer(DefaultTrainer):
         samples = cfg.train.global_batch_size // (1 if cfg.graph.enabled else steps)
         loader.consumed_samples = cfg.train.start_iter * samples
         loader.dataset.seed = cfg.train.seed
-        return super().build_train_loader(cfg, tokenizer)
+        loaders = super().build_train_loader(cfg, tokenizer)
+        _check_classes(cfg, loaders[0].dataset)
+        return loaders
+
+    @classmethod
+    def build_test_loader(cls, cfg, tokenizer=None):
+        loaders = super().build_test_loader(cfg, tokenizer)
+        for loader in loaders:
+            _check_classes(cfg, loader.dataset)
+        return loaders
 
     @classmethod
     def build_model(cls, cfg):
@@ -77,7 +86,9 @@ class SegformerTrainer(DefaultTrainer):
             self.checkpointer.load_training_state(path)
             self.start_iter = iteration + 1
         elif resume:
-            logger.info(f"No checkpoint in {self.cfg.train.output_dir}: starting from the beginning")
+            logger.info(
+                f"No checkpoint in {self.cfg.train.output_dir}: starting from the beginning"
+            )
             self.start_iter = 0
 
     def build_hooks(self):
@@ -114,7 +125,7 @@ class SegformerTrainer(DefaultTrainer):
     def train(self):
         """Train from `start_iter` to `max_iter`.
 
-        Raises FloatingPointError when the loss is not finite.
+        Raises FloatingPointError when the loss or a weight is not finite; checkpoints stay as they are.
         """
         logger.info(f"Training from iteration {self.start_iter} to {self.max_iter}")
         self.iter = self.start_iter
@@ -128,7 +139,13 @@ class SegformerTrainer(DefaultTrainer):
 
     def run_step(self):
         self._trainer.iter = self.iter
-        self._trainer.run_step(self._training_batch)
+        try:
+            self._trainer.run_step(self._training_batch)
+        except FloatingPointError:
+            raise FloatingPointError(
+                f"the loss is not finite at iteration {self.iter}: lower optim.params.lr or look at "
+                f"the data; the checkpoints in {self.cfg.train.output_dir} are from before"
+            ) from None
 
     def _training_batch(self, data, mixup_func=None):
         batch = self.get_batch(data, mixup_func)
@@ -142,8 +159,9 @@ class SegformerTrainer(DefaultTrainer):
         micro_batch = batch_size // (size * steps)
         first = self.iter * batch_size
         rows = [
-            np.random.default_rng((self.cfg.train.seed, first + (k * size + rank) * micro_batch + j))
-            .random(self.model.noise_size, np.float32)
+            np.random.default_rng(
+                (self.cfg.train.seed, first + (k * size + rank) * micro_batch + j)
+            ).random(self.model.noise_size, np.float32)
             for k in range(steps)
             for j in range(micro_batch)
         ]
@@ -183,3 +201,12 @@ class SegformerTrainer(DefaultTrainer):
             if value is not None
         }
         return flat
+
+
+def _check_classes(cfg, dataset) -> None:
+    """The model must have an output for every class of the data."""
+    if cfg.model.cfg.num_classes != len(dataset.classes):
+        raise InputError(
+            f"the model has {cfg.model.cfg.num_classes} classes, the data set "
+            f"{len(dataset.classes)}: set cfg.num_classes={len(dataset.classes)}"
+        )

@@ -59,15 +59,16 @@ def overlay(
         )
     if len(classes) != len(palette):
         raise InputError(f"{len(classes)} classes and {len(palette)} colours: expected as many")
-    weight = alpha * _is_class(label_map, palette)[..., None]
+    weight = np.float32(alpha) * _is_class(label_map, palette)[..., None]
     blend = np.rint(image * (1 - weight) + colorize(label_map, palette) * weight).astype(np.uint8)
     if not legend:
         return blend
     panel = _legend(label_map, classes, palette, len(image))
-    canvas = np.full((max(len(blend), len(panel)), blend.shape[1] + panel.shape[1], 3), PAPER[0])
+    size = max(len(blend), len(panel)), blend.shape[1] + panel.shape[1], 3
+    canvas = np.full(size, PAPER, np.uint8)
     canvas[: len(blend), : blend.shape[1]] = blend
     canvas[: len(panel), blend.shape[1] :] = panel
-    return canvas.astype(np.uint8)
+    return canvas
 
 
 def contact_sheet(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> np.ndarray:

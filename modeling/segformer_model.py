@@ -449,8 +449,6 @@ class SegformerForSemanticSegmentation(_ConfigurableModel):
         logits = upsample_bilinear(logits, labels.shape[1:])
         logits = logits.reshape(-1, logits.shape[-1])
         labels = labels.reshape(-1)
-        losses = F.cross_entropy(
-            logits, labels, ignore_index=self.ignore_index, reduction="none"
-        )
+        losses = F.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="none")
         valid = (labels != self.ignore_index).to(losses.dtype)
         return losses.sum() / flow.clamp(valid.sum(), min=1.0)

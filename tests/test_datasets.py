@@ -100,7 +100,9 @@ def test_sixteen_bits_keep_the_upper_eight(tmp_path, suffix):
 
 
 def jpeg(tmp_path, **kwargs):
-    Image.fromarray(np.full((24, 32, 3), (250, 120, 10), np.uint8)).save(tmp_path / "a.jpg", **kwargs)
+    Image.fromarray(np.full((24, 32, 3), (250, 120, 10), np.uint8)).save(
+        tmp_path / "a.jpg", **kwargs
+    )
     return tmp_path / "a.jpg"
 
 
@@ -250,7 +252,9 @@ def test_bad_pairs_are_named(tmp_path):
     save(np.full((24, 32), 4, np.uint8), tmp_path / "annotations/train/b.png")
     (tmp_path / "images/train/c.png").write_bytes(b"?")
     dataset = folder(tmp_path)
-    with raises_line(r"annotations/train/a.png: the label is 24x33 but .*images/train/a.png is 24x32"):
+    with raises_line(
+        r"annotations/train/a.png: the label is 24x33 but .*images/train/a.png is 24x32"
+    ):
         dataset[0]
     with raises_line(r"annotations/train/b.png: label value 4 stands for none of the 4 classes"):
         dataset[1]
@@ -401,7 +405,9 @@ def test_cityscapes_refuses_ids_that_do_not_exist(tmp_path):
     make_cityscapes(tmp_path)
     path = "gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png"
     save(np.array([[33, 34, 254, 7, 7, 7, 7]] * 5, np.uint8), tmp_path / path)
-    with raises_line("aachen_000000_000019_gtFine_labelIds.png: label value 34, 254 stands for none"):
+    with raises_line(
+        "aachen_000000_000019_gtFine_labelIds.png: label value 34, 254 stands for none"
+    ):
         Cityscapes(tmp_path, "train", []).load(0)
 
 
@@ -499,9 +505,7 @@ def test_accumulation_in_graph_mode_changes_nothing(tmp_path, monkeypatch):
     make_folder(tmp_path)
     monkeypatch.setattr(build, "data_parallel_place", lambda: (1, 2))
     eager = train_batches(tmp_path, 4, train_batch_size=2, num_workers=0)
-    graph = train_batches(
-        tmp_path, 2, train_batch_size=4, num_accumulation_steps=2, num_workers=0
-    )
+    graph = train_batches(tmp_path, 2, train_batch_size=4, num_accumulation_steps=2, num_workers=0)
     together = [
         tuple(np.concatenate(pair) for pair in zip(*eager[i : i + 2], strict=True)) for i in (0, 2)
     ]
@@ -546,6 +550,8 @@ def test_images_of_different_sizes(tmp_path, workers):
     save(noise(20, 32), tmp_path / "images/train/b.png")
     save(label_map(20, 32), tmp_path / "annotations/train/b.png")
     loader = build_test_loader(folder(tmp_path), 2, num_workers=workers)
-    with raises_line("images of different sizes in one batch of 2: 20x32, 24x32; use a batch size of 1"):
+    with raises_line(
+        "images of different sizes in one batch of 2: 20x32, 24x32; use a batch size of 1"
+    ):
         list(loader)
     assert len(list(build_test_loader(folder(tmp_path), 1, num_workers=workers))) == 2

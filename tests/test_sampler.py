@@ -37,7 +37,8 @@ def test_batch_larger_than_the_data_set():
 
 
 @pytest.mark.parametrize(
-    "ranks, micro_batch_size, accumulation", [(1, 12, 1), (2, 6, 1), (4, 3, 1), (1, 4, 3), (2, 2, 3)]
+    "ranks, micro_batch_size, accumulation",
+    [(1, 12, 1), (2, 6, 1), (4, 3, 1), (1, 4, 3), (2, 2, 3)],
 )
 def test_any_split_of_a_step_sees_the_same_samples(ranks, micro_batch_size, accumulation):
     per_rank = [

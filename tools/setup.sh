@@ -56,7 +56,8 @@ make_venv() {
     if [[ -z ${PYTHON:-} ]] && command -v uv >/dev/null; then
         echo "setup: making .venv with uv's CPython 3.10"
         rm -rf "$venv"
-        run "uv has no CPython 3.10 and cannot fetch it, install one" uv venv --seed --python cpython-3.10 "$venv"
+        run "uv has no CPython 3.10 and cannot fetch it, install one" \
+            uv venv --seed --python cpython-3.10 "$venv"
     else
         die "no usable CPython 3.10${found:+ (${found%; })}: install one with its venv and dev" \
             "packages, or with pyenv, or install uv, which fetches one; PYTHON=... names one"
@@ -64,11 +65,11 @@ make_venv() {
 }
 
 pip_install() {
-    run "pip cannot install $*" "$venv/bin/python" -m pip --disable-pip-version-check install --no-input \
-        --no-build-isolation --constraint "$root/constraints.txt" "$@"
+    run "pip cannot install $*" "$venv/bin/python" -I -m pip --disable-pip-version-check install \
+        --no-input --no-build-isolation --constraint "$root/constraints.txt" "$@"
 }
 
-installed() { (cd "$site" && printf '%s\n' *.dist-info | sort); }
+installed() { (cd "$site" && printf '%s\n' *.dist-info); }
 
 # Prints the installed packages that have lost files.
 damaged() {
@@ -95,7 +96,7 @@ PY
 is_complete() {
     local lost
     [[ -f $stamp && $(head -n1 "$stamp") == "$recipe" ]] &&
-        [[ -z $(comm -23 <(tail -n+2 "$stamp") <(installed)) ]] &&
+        ! grep -qFxvf <(installed) <(tail -n+2 "$stamp") &&
         lost=$(damaged) && [[ -z $lost ]]
 }
 
@@ -105,7 +106,10 @@ case "$*" in
     *) die "usage: bash tools/setup.sh [--test]" ;;
 esac
 exec 9<"$root/constraints.txt"
-flock 9 # one at a time
+if ! flock --nonblock 9; then
+    echo "setup: waiting for another setup of this repository"
+    flock 9
+fi
 if [[ -f $stamp && $(head -n1 "$stamp") == *"[test]" ]]; then extras="[test]"; fi
 recipe="$(cat "$root"/{pyproject.toml,constraints.txt} | sha256sum | cut -c1-16) $root$extras"
 if is_complete; then

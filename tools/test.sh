@@ -16,6 +16,6 @@ done
 
 cd "$root"
 bash tools/setup.sh --test
-.venv/bin/python -m ruff check --quiet
+.venv/bin/python -m ruff check --quiet --output-format concise
 .venv/bin/python -m ruff format --check --quiet
 exec .venv/bin/python -m pytest "${arguments[@]}"

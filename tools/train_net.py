@@ -1,6 +1,6 @@
 """Train or evaluate what a config describes; `tools/train.sh` starts it on every rank.
 
-    bash tools/train.sh CONFIG GPUS [--eval-only] [--resume] [--fast-dev-run] [key=value ...]
+bash tools/train.sh CONFIG GPUS [--eval-only] [--resume] [--fast-dev-run] [key=value ...]
 """
 
 import logging
@@ -37,7 +37,10 @@ def main(arguments: list[str]) -> None:
     cfg = load_config(args.config_file, overrides)
     mend_libai()
     cfg.train.dist.pipeline_num_layers = sum(cfg.model.cfg.depths)
-    default_setup(cfg, args)
+    try:
+        default_setup(cfg, args)
+    except (AssertionError, ValueError) as error:  # sizes that do not divide
+        raise InputError(str(error)) from error
     np.random.seed(cfg.train.seed)
     flow.manual_seed(cfg.train.seed)
     if args.eval_only:
@@ -66,7 +69,8 @@ def evaluate_only(cfg) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except (InputError, FloatingPointError) as error:
+    except (InputError, FloatingPointError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted")
+        print("interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)

@@ -87,11 +87,15 @@ def adamw(reference, optim) -> torch.optim.AdamW:
     groups = {"encoder": [], "norm": [], "head": []}
     for name, parameter in reference.named_parameters():
         is_head = name.startswith("decode_head.")
-        groups["head" if is_head else "norm" if "layer_norm" in name else "encoder"].append(parameter)
+        groups["head" if is_head else "norm" if "layer_norm" in name else "encoder"].append(
+            parameter
+        )
     rates = {"encoder": lr, "norm": lr, "head": lr * optim.params.head_lr_multiplier}
     return torch.optim.AdamW(
         [
-            dict(params=group, initial_lr=rates[name], weight_decay=0.0 if name == "norm" else decay)
+            dict(
+                params=group, initial_lr=rates[name], weight_decay=0.0 if name == "norm" else decay
+            )
             for name, group in groups.items()
         ],
         lr=lr,

@@ -16,9 +16,7 @@ train = dict(
     train_epoch=0,
     warmup_ratio=1_500 / 160_000,
     # max_iter and warmup_iter follow from the three values above.
-    scheduler=LazyCall(warmup_poly)(
-        warmup_factor=1e-6, power=1.0, max_iter=None, warmup_iter=None
-    ),
+    scheduler=LazyCall(warmup_poly)(warmup_factor=1e-6, power=1.0, max_iter=None, warmup_iter=None),
     # A checkpoint to start from: only its weights are taken.
     load_weight="",
     resume=False,

@@ -33,9 +33,7 @@ classes = {
     "Pedestrian": (64, 64, 0),
     "Bicyclist": (0, 128, 192),
 }
-folder = dict(
-    root="${data.root}", classes=list(classes), palette=list(classes.values())
-)
+folder = dict(root="${data.root}", classes=list(classes), palette=list(classes.values()))
 
 dataloader = dict(
     train=LazyCall(build_train_loader)(
