@@ -2,8 +2,8 @@
 
     bash tools/train.sh configs/segformer_camvid.py 1 data.root=PATH
 
-The paper's learning rates are for fine-tuning; from scratch encoder and head learn at one higher rate.
-README.md has the mIoU to expect.
+The paper's learning rates are for fine-tuning; from scratch encoder and head learn at one higher
+rate. README.md has the mIoU to expect.
 """
 
 from libai.config import LazyCall

@@ -2,8 +2,8 @@
 
     bash tools/train.sh configs/segformer_city.py 4
 
-It expects data/cityscapes, and fine-tunes from ImageNet-1K weights when `pretrained_model_path` names
-them. The paper's mIoU at a single scale is 76.2 for B0. For another size import its `cfg`.
+It expects data/cityscapes, and fine-tunes from ImageNet-1K weights when `pretrained_model_path`
+names them. The paper's mIoU at a single scale is 76.2 for B0. For another size import its `cfg`.
 """
 
 from libai.config import LazyCall

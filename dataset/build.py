@@ -1,32 +1,67 @@
 """Data sets to loaders, as LiBai's trainer asks for them in `cfg.dataloader`."""
 
-import signal
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
-from libai.data.structures import Instance
+import numpy as np
+import oneflow as flow
+from libai.data.structures import DistTensorData, Instance
 from libai.utils import distributed as dist
-from oneflow.utils.data import DataLoader, Dataset
 
 from projects.SegFormer.dataset.sampler import EvaluationSampler, InfiniteSampler
+from projects.SegFormer.dataset.segmentation import SegmentationDataset
 from projects.SegFormer.modeling.errors import InputError
 
 
-class SegmentationLoader(DataLoader):
-    """A DataLoader from whose worker processes an InputError comes back as the line it was.
+class SegmentationLoader:
+    """The batches of a sampler, read ahead by `num_workers` threads; by none if that is 0.
 
-    OneFlow wraps the traceback of the worker round it.
+    Threads, and not the worker processes of OneFlow's DataLoader: Pillow, OpenCV and NumPy run
+    beside each other and beside OneFlow's computation, nothing is copied from process to process,
+    and an error arrives as it was raised. Besides, OneFlow 0.9.0 crashes if a tensor that came from
+    a worker process is freed while a Python exception is on its way.
+
+    LiBai's trainer looks for the attributes `dataset` and `mixup_func`.
     """
 
+    def __init__(
+        self,
+        dataset: SegmentationDataset,
+        sampler: InfiniteSampler | EvaluationSampler,
+        num_workers: int,
+        mixup_func: Callable | None = None,
+    ):
+        self.dataset = dataset
+        self.sampler = sampler
+        self.num_workers = num_workers
+        self.mixup_func = mixup_func
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
     def __iter__(self) -> Iterator[Instance]:
+        if self.num_workers == 0:
+            for draws in self.sampler:
+                yield collate([self.dataset[draw] for draw in draws])
+            return
+        cv2.setNumThreads(0)  # the workers are the parallelism; OpenCV's threads would compete
+        pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="loader")
         try:
-            yield from super().__iter__()
-        except InputError as error:
-            raise InputError(str(error).strip().rpartition("InputError: ")[2]) from None
+            ahead = deque()
+            for draws in self.sampler:
+                ahead.append([pool.submit(self.dataset.__getitem__, draw) for draw in draws])
+                if len(ahead) > self.num_workers:
+                    yield collate([future.result() for future in ahead.popleft()])
+            while ahead:
+                yield collate([future.result() for future in ahead.popleft()])
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def build_train_loader(
-    dataset: Dataset | Sequence[Dataset],
+    dataset: SegmentationDataset | Sequence[SegmentationDataset],
     train_batch_size: int,
     test_batch_size: int | None = None,
     num_accumulation_steps: int = 1,
@@ -61,13 +96,11 @@ def build_train_loader(
     sampler = InfiniteSampler(
         len(dataset), micro_batch_size, num_accumulation_steps, rank, size, seed, consumed_samples
     )
-    loader = _loader(dataset, sampler, num_workers)
-    loader.mixup_func = mixup_func
-    return loader, None, None
+    return SegmentationLoader(dataset, sampler, num_workers, mixup_func), None, None
 
 
 def build_test_loader(
-    dataset: Dataset | Sequence[Dataset],
+    dataset: SegmentationDataset | Sequence[SegmentationDataset],
     test_batch_size: int,
     num_workers: int = 2,
     seed: int = 0,
@@ -81,7 +114,7 @@ def build_test_loader(
     """
     dataset = _single(dataset)
     sampler = EvaluationSampler(len(dataset), test_batch_size, *data_parallel_place())
-    return _loader(dataset, sampler, num_workers)
+    return SegmentationLoader(dataset, sampler, num_workers)
 
 
 def data_parallel_place() -> tuple[int, int]:
@@ -89,43 +122,36 @@ def data_parallel_place() -> tuple[int, int]:
     return dist.get_data_parallel_rank(), dist.get_data_parallel_size()
 
 
-def collate(batch: list[Instance]) -> Instance:
-    """Samples to a batch.
+def collate(samples: list[tuple[np.ndarray, np.ndarray]]) -> Instance:
+    """Samples to the batch that LiBai wants: `images` float32 (N, 3, H, W), `labels` int64 (N, H, W).
+
+    Labels may have a size of their own. Images go to the first stage of a pipeline, labels to the
+    last.
 
     Raises:
         InputError: the samples differ in size.
     """
-    for name in batch[0].get_fields():
-        sizes = {tuple(sample.get(name).tensor.shape[-2:]) for sample in batch}
-        if len(sizes) > 1:
-            found = ", ".join(f"{height}x{width}" for height, width in sorted(sizes))
-            raise InputError(
-                f"{name} of different sizes in one batch of {len(batch)}: {found}; use a batch "
-                "size of 1, or transforms that end in one size (RandomCrop and Pad)"
-            )
-    return Instance.stack(batch)
-
-
-def _loader(
-    dataset: Dataset, sampler: InfiniteSampler | EvaluationSampler, num_workers: int
-) -> SegmentationLoader:
-    return SegmentationLoader(
-        dataset,
-        batch_sampler=sampler,
-        num_workers=num_workers,
-        collate_fn=collate,
-        worker_init_fn=_set_up_worker,
+    images, labels = (_stack(list(arrays)) for arrays in zip(*samples))
+    return Instance(
+        images=DistTensorData(flow.from_numpy(images)),
+        labels=DistTensorData(flow.from_numpy(labels.astype(np.int64)), placement_idx=-1),
     )
 
 
-def _set_up_worker(worker_id: int) -> None:
-    # The workers themselves are the parallelism; OpenCV's threads would only compete.
-    cv2.setNumThreads(0)
-    # Ctrl-C reaches all processes of a terminal; the main process decides what to make of it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _stack(arrays: list[np.ndarray]) -> np.ndarray:
+    sizes = {array.shape[-2:] for array in arrays}
+    if len(sizes) > 1:
+        found = ", ".join(f"{height}x{width}" for height, width in sorted(sizes))
+        raise InputError(
+            f"{len(arrays)} samples of different sizes in one batch: {found}; use a batch size of 1, "
+            "or transforms that end in one size (RandomCrop and Pad)"
+        )
+    return np.stack(arrays)
 
 
-def _single(dataset: Dataset | Sequence[Dataset]) -> Dataset:
+def _single(
+    dataset: SegmentationDataset | Sequence[SegmentationDataset],
+) -> SegmentationDataset:
     # LiBai's own builders take a list, and a config may hold one as OmegaConf's ListConfig.
     if not isinstance(dataset, Sequence):
         return dataset

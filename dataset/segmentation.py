@@ -1,4 +1,4 @@
-"""Images and label maps of one data set, checked, transformed and made tensors."""
+"""Images and label maps of one data set, read, checked and transformed."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -6,9 +6,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import oneflow as flow
-from libai.data.structures import DistTensorData, Instance
-from oneflow.utils.data import Dataset
 from PIL import Image
 
 from projects.SegFormer.dataset.sampler import Draw
@@ -16,7 +13,7 @@ from projects.SegFormer.dataset.transforms import IGNORE_INDEX, Compose, Transfo
 from projects.SegFormer.modeling.errors import InputError
 
 
-class SegmentationDataset(Dataset):
+class SegmentationDataset:
     """Pairs of an image file and a label file.
 
     A label map is a one-channel image, the class index of each pixel, IGNORE_INDEX where there is
@@ -67,11 +64,14 @@ class SegmentationDataset(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: Draw | int) -> Instance:
-        """The sample as LiBai wants it: `images` float32 (3, H, W), `labels` int64 (H, W).
+    def __getitem__(self, key: Draw | int) -> tuple[np.ndarray, np.ndarray]:
+        """A transformed sample: image float32 (3, H, W), label uint8 (H, W).
 
-        A plain index stands for the draw of that index at that position. The labels of a draw that
-        is not valid are all IGNORE_INDEX, so that it counts nowhere.
+        A plain index stands for the draw of that index at that position. The label of a draw that
+        is not valid is all IGNORE_INDEX, so that it counts nowhere. Threads may call this at once.
+
+        Raises:
+            InputError: see `load`.
         """
         draw = key if isinstance(key, Draw) else Draw(key, key)
         image, label = self.load(draw.index)
@@ -79,14 +79,7 @@ class SegmentationDataset(Dataset):
             label = np.full(image.shape[:2], IGNORE_INDEX, np.uint8)
         rng = np.random.default_rng((self.seed, draw.position))
         image, label = self.transforms(image, label, rng)
-
-        image = np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32)
-        # Tensors may be made in a loader's worker process: OneFlow passes them on through shared
-        # memory and frees it again.
-        return Instance(
-            images=DistTensorData(flow.from_numpy(image)),
-            labels=DistTensorData(flow.from_numpy(label.astype(np.int64)), placement_idx=-1),
-        )
+        return np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32), label
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Image (H, W, 3) uint8 RGB and label (H, W) uint8, untransformed; None without labels.

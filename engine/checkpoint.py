@@ -26,15 +26,16 @@ RECORD = "checkpoint.json"
 class Checkpointer(LiBaiCheckpointer):
     """LiBai's Checkpointer, safe against a kill or a full disk in the middle of a save.
 
-    LiBai writes into the final folder, file by file. Here a checkpoint is written beside it and takes
-    its name in one step, when all of it is on the disk.
+    LiBai writes into the final folder, file by file. Here a checkpoint is written beside it and
+    takes its name in one step, when all of it is on the disk.
     """
 
     def save(self, name: str, iteration: int, **record) -> None:
         """Save the state after `iteration` as the folder `name`; `record` goes into its JSON file.
 
-        Raises OSError, on the main rank, when the disk does not take it, and FloatingPointError when a
-        weight is not finite; in both cases earlier checkpoints stay and nothing is left of this one.
+        Raises OSError, on the main rank, when the disk does not take it, and FloatingPointError
+        when a weight is not finite; in both cases earlier checkpoints stay and nothing is left of
+        this one.
         """
         state = {"model": self.model.state_dict()}
         state |= {key: value.state_dict() for key, value in self.checkpointables.items()}

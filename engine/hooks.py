@@ -24,8 +24,8 @@ BEST = "model_best"
 class PeriodicCheckpointer(HookBase):
     """Saves every `period` iterations and after the last; keeps the last `max_to_keep`.
 
-    LiBai's names: model_0000199 holds what was learnt in iterations 0 to 199. A save that fails, on a
-    full disk say, does not end the training.
+    LiBai's names: model_0000199 holds what was learnt in iterations 0 to 199. A save that fails, on
+    a full disk say, does not end the training.
     """
 
     def __init__(self, checkpointer: Checkpointer, period: int, max_to_keep: int):
@@ -67,9 +67,9 @@ class BestCheckpointer(HookBase):
             self.best = record[self.metric] if record else self.best
 
     def after_step(self):
-        if (self.trainer.iter + 1) % self.period == 0:
-            if self.trainer.iter + 1 != self.trainer.max_iter:
-                self._keep_if_best()
+        done = self.trainer.iter + 1
+        if done % self.period == 0 and done != self.trainer.max_iter:  # then it is after_train's
+            self._keep_if_best()
 
     def after_train(self):
         self._keep_if_best()
@@ -88,8 +88,8 @@ class BestCheckpointer(HookBase):
 class StopOnSignal(HookBase):
     """Ctrl-C and SIGTERM end the training after the current step, with a checkpoint.
 
-    For one process. Of several ranks each would stop at a step of its own; they end at once, and the
-    last checkpoint stays.
+    For one process. Of several ranks each would stop at a step of its own; they end at once, and
+    the last checkpoint stays.
     """
 
     def __init__(self, checkpointer: Checkpointer):

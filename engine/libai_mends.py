@@ -1,7 +1,7 @@
 """What LiBai 0.1.1 gets wrong under OneFlow 0.9, on a CPU, or with several stages.
 
-`mend_libai` replaces functions in LiBai's modules; it is called once, before anything else. Each mend
-can go when LiBai itself does what the replacement does.
+`mend_libai` replaces functions in LiBai's modules; it is called once, before anything else. Each
+mend can go when LiBai itself does what the replacement does.
 """
 
 import warnings

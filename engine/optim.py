@@ -39,9 +39,9 @@ def warmup_poly(
 ):
     """Polynomial decay to 0 over `max_iter` steps, reached by a linear warm-up.
 
-    At step t the rate is base * (1 - t / max_iter) ** power; during the first `warmup_iter` steps it
-    is on the line from base * warmup_factor to the value of the decay at step `warmup_iter`. LiBai's
-    WarmupPolynomialLR ends at 1e-4, above the paper's base rate, and fails on OneFlow 0.9.
+    At step t the rate is base * (1 - t / max_iter) ** power; during the first `warmup_iter` steps
+    it is on the line from base * warmup_factor to the value of the decay at step `warmup_iter`.
+    LiBai's WarmupPolynomialLR ends at 1e-4, above the paper's base rate, and fails on OneFlow 0.9.
     """
     decay = flow.optim.lr_scheduler.PolynomialLR(
         optimizer, decay_batch=max_iter, end_learning_rate=0.0, power=power

@@ -125,13 +125,14 @@ class SegformerTrainer(DefaultTrainer):
     def train(self):
         """Train from `start_iter` to `max_iter`.
 
-        Raises FloatingPointError when the loss or a weight is not finite; checkpoints stay as they are.
+        Raises FloatingPointError when the loss or a weight is not finite; checkpoints stay as they
+        are.
         """
         logger.info(f"Training from iteration {self.start_iter} to {self.max_iter}")
         self.iter = self.start_iter
         with EventStorage(self.start_iter) as self.storage:
             self.before_train()
-            for self.iter in range(self.start_iter, self.max_iter):
+            for self.iter in range(self.start_iter, self.max_iter):  # noqa: B020
                 self.before_step()
                 self.run_step()
                 self.after_step()
@@ -143,8 +144,8 @@ class SegformerTrainer(DefaultTrainer):
             self._trainer.run_step(self._training_batch)
         except FloatingPointError:
             raise FloatingPointError(
-                f"the loss is not finite at iteration {self.iter}: lower optim.params.lr or look at "
-                f"the data; the checkpoints in {self.cfg.train.output_dir} are from before"
+                f"the loss is not finite at iteration {self.iter}: lower optim.params.lr or look "
+                f"at the data; the checkpoints in {self.cfg.train.output_dir} are from before"
             ) from None
 
     def _training_batch(self, data, mixup_func=None):
@@ -153,7 +154,7 @@ class SegformerTrainer(DefaultTrainer):
         return batch
 
     def _noise(self, batch_size: int):
-        """Uniform noise for every sample, by its position in the stream: (batch_size, noise_size)."""
+        """Uniform noise by the samples' positions in the stream: (batch_size, noise_size)."""
         rank, size = data_parallel_place()
         steps = self.cfg.dataloader.train.num_accumulation_steps
         micro_batch = batch_size // (size * steps)

@@ -6,7 +6,7 @@ from projects.SegFormer.modeling.layers import upsample_bilinear
 
 
 def predict_labels(model, images, size: tuple[int, int]):
-    """The class of every pixel at the resolution `size`: logits are interpolated before the arg max.
+    """The class of every pixel at `size`: logits are interpolated before the arg max.
 
     Shape: images (N, 3, H, W) -> (N, *size) int64, global.
     """

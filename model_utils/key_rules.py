@@ -1,11 +1,13 @@
 """How each weight format names and lays out the parameters: one reversible table a format.
 
-A rule pairs a module's name in this project with its name elsewhere. `{i}` stands for a stage counted
-from 0, `{I}` for one counted from 1, `{j}` for a block. The layout says how the tensors differ:
+A rule pairs a module's name in this project with its name elsewhere. `{i}` stands for a stage
+counted from 0, `{I}` for one counted from 1, `{j}` for a block. The layout says how the tensors
+differ:
 
 - "same": not at all;
 - "linear": weights are (in, out) here, as in LiBai's Linear, and (out, in) there;
-- "pair": "linear", and the one tensor here is two there (`|` between their names), joined along `out`.
+- "pair": "linear", and the one tensor here is two there (`|` between their names), joined along
+  `out`.
 """
 
 import re

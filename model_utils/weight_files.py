@@ -15,7 +15,7 @@ logger = logging.getLogger("libai." + __name__)
 
 
 def find_weight_files(path: str, names: tuple[str, ...]) -> list[str]:
-    """The weight files at `path`: itself, or the first of `names` in it, by its index if it is sharded.
+    """The weight files at `path`: itself, or the first of `names` in it, all its shards if sharded.
 
     Raises InputError when there is none, or when an index names a shard that is missing.
     """

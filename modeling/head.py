@@ -16,11 +16,11 @@ from projects.SegFormer.modeling.layers import (
 class DecodeHead(nn.Module):
     """Fuses the four feature maps of the encoder into logits (paper section 3.2).
 
-    Each map is projected to `embed_dim` channels, upsampled to the first map's size and fused by a 1x1
-    convolution over their concatenation; batch norm, ReLU, channel dropout and a classifier follow.
-    Interpolation and 1x1 convolution commute, so each map is multiplied with its own slice of the
-    fuse weight at its own size, and the results are upsampled and added: the same sums, without the
-    concatenation and with a third of the products.
+    Each map is projected to `embed_dim` channels, upsampled to the first map's size and fused by a
+    1x1 convolution over their concatenation; batch norm, ReLU, channel dropout and a classifier
+    follow. Interpolation and 1x1 convolution commute, so each map is multiplied with its own slice
+    of the fuse weight at its own size, and the results are upsampled and added: the same sums,
+    without the concatenation and with a third of the products.
 
     Args:
         in_channels: channels of the maps, finest first.

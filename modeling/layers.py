@@ -1,24 +1,20 @@
 """Layers of SegFormer, fitted to OneFlow 0.9.
 
 Activations are channels-last everywhere: tokens (N, L, C) or maps (N, H, W, C). On a GPU the layers
-call OneFlow's own kernels. On a CPU some of those are missing or slow, and a second form with the same
-parameters and the same result is used, chosen by the device of the input:
+call OneFlow's own kernels. On a CPU some of those are missing or slow, and a second form with the
+same parameters and the same result is used, chosen by the device of the input:
 
-=====================  ======================================================  =======================
-layer                  what is wrong on OneFlow 0.9's CPU                      the form used there
-=====================  ======================================================  =======================
-LayerNorm              no kernel; nn.LayerNorm's composed form takes 10x the    means by matrix products
-                       time in broadcasts along an axis of size 1
-DepthwiseConv2d        grouped convolution takes 7x the time                    nine shifted products
-Conv2d                 im2col of overlapping patches, plus two transposes       blocks and one product
-upsample_bilinear      one thread, channels first only                          two products with the
-                                                                                interpolation matrices
-=====================  ======================================================  =======================
+- LayerNorm: there is no kernel, and nn.LayerNorm's composed form spends ten times as long in
+  broadcasts along an axis of size 1. Instead: means by matrix products.
+- DepthwiseConv2d: a grouped convolution takes seven times as long. Instead: nine shifted products.
+- Conv2d: the kernel copies overlapping patches and wants channels first. Instead: one product over
+  blocks of pixels.
+- upsample_bilinear: channels first only. Instead: two products with interpolation matrices.
 
 Each can go when the kernel it replaces is there and as fast.
 """
 
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 import oneflow as flow
@@ -44,7 +40,7 @@ def is_on_cpu(x: flow.Tensor) -> bool:
 
 
 def parameter(shape: tuple, layer_idx: int, sbp: list | None = None) -> nn.Parameter:
-    """A parameter of zeros on the ranks of layer `layer_idx`; `init_weights` gives it its values."""
+    """A parameter of zeros on the ranks of layer `layer_idx`; `init_weights` fills it."""
     return nn.Parameter(
         flow.zeros(
             shape,
@@ -106,7 +102,7 @@ class LayerNorm(nn.Module):
         return _LayerNormOnCpu.apply(x, normalised, inverse_std, self.weight, self.bias)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _filled_column(channels: int, value: float, placement: flow.placement) -> flow.Tensor:
     return constant(np.full((channels, 1), value, np.float32), placement)
 
@@ -191,7 +187,8 @@ class _DepthwiseOnCpu(flow.autograd.Function):
         padded, taps = ctx.saved_tensors
         n, height, width, _ = grad.shape
         grad_x = _correlate(_padded_tokens(grad), flow.flip(taps, [0]), grad.shape)
-        # The result's tokens, with the two tokens between rows (here: zero) that _correlate cuts off.
+        # The result's tokens, with the two tokens between rows (here: zero) that _correlate cuts
+        # off.
         rows = F.pad(grad, (0, 0, 0, 2)).reshape(n, height * (width + 2), -1)
         rows = rows.narrow(1, 0, height * (width + 2) - 2)
         grad_taps = [
@@ -226,7 +223,8 @@ def _correlate(padded, taps, map_shape):
 class Conv2d(nn.Module):
     """Convolution with a stride: patch embedding and spatial reduction.
 
-    Shape: (N, H, W, C_in) -> (N, H', W', C_out), H' = (H + 2 * padding - kernel_size) // stride + 1.
+    Shape: (N, H, W, C_in) -> (N, H', W', C_out), H' = (H + 2 * padding - kernel_size) // stride +
+        1.
     Weight (C_out, C_in, k, k), as in nn.Conv2d.
     """
 

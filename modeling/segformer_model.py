@@ -1,4 +1,4 @@
-"""SegFormer (Xie et al., NeurIPS 2021): the MiT encoder and its classification and segmentation models."""
+"""SegFormer (Xie et al., NeurIPS 2021): the MiT encoder and the models built on it."""
 
 import difflib
 import inspect
@@ -164,7 +164,8 @@ class SegformerPreTrainModel(nn.Module):
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
         layer_norm_eps: of the norms in blocks and after stages.
         embed_norm_eps: of the norms after patch embedding and spatial reduction.
-    Shape: images (N, C, H, W), noise (N, `noise_size`) or None -> tokens of the last stage (N, L, C).
+    Shape: images (N, C, H, W), noise (N, `noise_size`) or None -> tokens of the last stage (N, L,
+        C).
     """
 
     def __init__(
@@ -367,7 +368,8 @@ class SegformerForImageClassification(_ConfigurableModel):
             labels: (N,) class indices, or (N, num_classes) probabilities.
             noise: (N, `noise_size`) uniform in [0, 1), or None.
         Returns:
-            {"losses": scalar} in training with labels, else {"prediction_scores": (N, num_classes)}.
+            {"losses": scalar} in training with labels, else {"prediction_scores": (N,
+            num_classes)}.
         """
         tokens = self.segformer(images, noise)
         tokens = tokens.to_global(placement=dist.get_layer_placement(-1))
@@ -421,8 +423,8 @@ class SegformerForSemanticSegmentation(_ConfigurableModel):
         Args:
             images: (N, C, H, W) float.
             labels: (N, H, W) class indices.
-            noise: (N, `noise_size`) uniform in [0, 1), what stochastic depth and dropout go by; None
-                for noise of their own.
+            noise: (N, `noise_size`) uniform in [0, 1), what stochastic depth and dropout go by;
+                None for noise of their own.
         Returns:
             {"losses": scalar} in training with labels, else
             {"prediction_scores": (N, num_classes, H / 4, W / 4)}, sides rounded up.

@@ -1,4 +1,4 @@
-"""What several tests use: a small data set on disk, settings of a small model, and a run of the tools."""
+"""What several tests use: a small data set on disk, a small model, and a run of the tools."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ COLOURS = np.array([[200, 30, 30], [40, 160, 60], [90, 140, 220]], np.uint8)
 
 @pytest.fixture(scope="session")
 def folder_data(tmp_path_factory) -> Path:
-    """A folder data set of three classes: 12 images of 80x96 for training, 5 of them for validation."""
+    """A folder data set of three classes: 12 images of 80x96 for training, 5 for validation."""
     root = tmp_path_factory.mktemp("folder_data")
     rng = np.random.default_rng(0)
     for split, count in (("train", 12), ("val", 5)):

@@ -17,7 +17,6 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.dataset.street_scenes.canvas import (
     GROUND,
     LABEL_IDS,
@@ -37,6 +36,7 @@ from projects.SegFormer.dataset.street_scenes.objects import (
     two_wheeler,
     vehicle,
 )
+from projects.SegFormer.modeling.errors import InputError
 
 CITIES = {"train": ("ampelfurt", "brunnhaven", "cobbleton"), "val": ("dellmark", "elmsquare")}
 MARKER = "street_scenes.json"

@@ -3,8 +3,8 @@
     python tools/predict.py --config configs/segformer_city.py --weights output/model_best \
         --output predictions IMAGE_OR_FOLDER ...
 
-For each image NAME it writes NAME_labels.png (class indices), NAME_colors.png and NAME_overlay.png, the
-image under the colours with a legend. Of a folder all images are taken, subfolders included.
+For each image NAME it writes NAME_labels.png (class indices), NAME_colors.png and NAME_overlay.png,
+the image under the colours with a legend. Of a folder all images are taken, subfolders included.
 """
 
 import argparse

@@ -11,11 +11,9 @@ import oneflow as flow
 from libai.config import default_argument_parser
 from libai.engine import default_setup
 
-from projects.SegFormer.engine.checkpoint import read_model
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.engine.libai_mends import mend_libai
 from projects.SegFormer.engine.trainer import SegformerTrainer
-from projects.SegFormer.model_utils.weight_files import load_state
 from projects.SegFormer.modeling.errors import InputError
 
 logger = logging.getLogger("libai." + __name__)

@@ -2,9 +2,9 @@
 
     python tools/train_transformers.py configs/segformer_camvid.py output/reference [key=value ...]
 
-The same initial weights, samples, augmentation, schedule and parameter groups; only the network and the
-noise of its dropout are transformers'. It writes the loss of every iteration and the mIoU at the end to
-metrics.json, and needs torch and transformers (bash tools/setup.sh --test).
+The same initial weights, samples, augmentation, schedule and parameter groups; only the network and
+the noise of its dropout are transformers'. It writes the loss of every iteration and the mIoU at
+the end to metrics.json, and needs torch and transformers (bash tools/setup.sh --test).
 """
 
 import json
@@ -52,10 +52,10 @@ def main(arguments: list[str]) -> None:
 
 def transformers_model(model, settings) -> transformers.SegformerForSemanticSegmentation:
     """transformers' SegFormer with the weights of `model` and the settings of its config."""
-    same_names = (
-        "num_channels depths hidden_sizes num_attention_heads sr_ratios mlp_ratios patch_sizes "
-        "strides drop_path_rate decoder_hidden_size"
-    ).split()
+    same_names = {
+        *("num_channels", "depths", "hidden_sizes", "num_attention_heads", "sr_ratios"),
+        *("mlp_ratios", "patch_sizes", "strides", "drop_path_rate", "decoder_hidden_size"),
+    }
     reference = transformers.SegformerForSemanticSegmentation(
         transformers.SegformerConfig(
             **{
@@ -86,16 +86,14 @@ def adamw(reference, optim) -> torch.optim.AdamW:
     lr, decay = optim.params.lr, optim.params.weight_decay
     groups = {"encoder": [], "norm": [], "head": []}
     for name, parameter in reference.named_parameters():
-        is_head = name.startswith("decode_head.")
-        groups["head" if is_head else "norm" if "layer_norm" in name else "encoder"].append(
-            parameter
-        )
+        if name.startswith("decode_head."):
+            groups["head"].append(parameter)
+        else:
+            groups["norm" if "layer_norm" in name else "encoder"].append(parameter)
     rates = {"encoder": lr, "norm": lr, "head": lr * optim.params.head_lr_multiplier}
     return torch.optim.AdamW(
         [
-            dict(
-                params=group, initial_lr=rates[name], weight_decay=0.0 if name == "norm" else decay
-            )
+            dict(params=group, initial_lr=rates[name], weight_decay=decay * (name != "norm"))
             for name, group in groups.items()
         ],
         lr=lr,
