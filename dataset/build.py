@@ -123,10 +123,9 @@ def data_parallel_place() -> tuple[int, int]:
 
 
 def collate(samples: list[tuple[np.ndarray, np.ndarray]]) -> Instance:
-    """Samples to the batch that LiBai wants: `images` float32 (N, 3, H, W), `labels` int64 (N, H, W).
+    """Samples to a batch of LiBai's: `images` float32 (N, 3, H, W), `labels` int64 (N, H, W).
 
-    Labels may have a size of their own. Images go to the first stage of a pipeline, labels to the
-    last.
+    Images go to the first stage of a pipeline, labels to the last; they may differ in size.
 
     Raises:
         InputError: the samples differ in size.
@@ -143,8 +142,8 @@ def _stack(arrays: list[np.ndarray]) -> np.ndarray:
     if len(sizes) > 1:
         found = ", ".join(f"{height}x{width}" for height, width in sorted(sizes))
         raise InputError(
-            f"{len(arrays)} samples of different sizes in one batch: {found}; use a batch size of 1, "
-            "or transforms that end in one size (RandomCrop and Pad)"
+            f"{len(arrays)} samples of different sizes in one batch: {found}; use a batch size of "
+            "1, or transforms that end in one size (RandomCrop and Pad)"
         )
     return np.stack(arrays)
 

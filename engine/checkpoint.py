@@ -47,9 +47,11 @@ class Checkpointer(LiBaiCheckpointer):
                 raise FloatingPointError(
                     f"{key} is not finite after iteration {iteration}: not saved as {name}"
                 )
-        if dist.is_main_process():
-            self._write(Path(self.save_dir), name, state, {"iteration": iteration, **record})
-        dist.synchronize()
+        try:
+            if dist.is_main_process():
+                self._write(Path(self.save_dir), name, state, {"iteration": iteration, **record})
+        finally:
+            dist.synchronize()
 
     def _write(self, folder: Path, name: str, state: dict, record: dict) -> None:
         partial, replaced = folder / f".{name}.partial", folder / f".{name}.replaced"

@@ -3,6 +3,7 @@
 import datetime
 import json
 import logging
+import math
 from pathlib import Path
 
 from libai.utils.events import EventWriter, get_event_storage
@@ -47,19 +48,29 @@ class JsonWriter(EventWriter):
     def __init__(self, path: str, start_iter: int):
         path = Path(path)
         lines = path.read_text().splitlines() if start_iter and path.exists() else []
-        kept = [line for line in lines if json.loads(line)["iteration"] <= start_iter]
+        kept = [line for line in lines if _iteration(line) <= start_iter]
         self._file = open(path, "w")  # noqa: SIM115 - open for as long as the training runs
         self._file.writelines(line + "\n" for line in kept)
         self._file.flush()
         self._changed = _ChangedScalars()
 
     def write(self):
-        record = {"iteration": get_event_storage().iter, **self._changed.take()}
-        self._file.write(json.dumps(record, sort_keys=True) + "\n")
-        self._file.flush()
+        changed = self._changed.take()
+        if changed:
+            record = {"iteration": get_event_storage().iter, **changed}
+            self._file.write(json.dumps(record, sort_keys=True) + "\n")
+            self._file.flush()
 
     def close(self):
+        self.write()  # the evaluation after the last iteration
         self._file.close()
+
+
+def _iteration(line: str) -> float:
+    try:
+        return json.loads(line)["iteration"]
+    except ValueError:  # cut off by a kill
+        return math.inf
 
 
 class TensorBoardWriter(EventWriter):
@@ -76,6 +87,7 @@ class TensorBoardWriter(EventWriter):
         self._writer.flush()
 
     def close(self):
+        self.write()
         self._writer.close()
 
 

@@ -115,7 +115,7 @@ def test_exif_rotation_is_not_applied(tmp_path):
 
 
 def with_thumbnail(tmp_path):
-    """A JPEG with a whole JPEG in its header, as cameras write them, and fill bytes before a marker."""
+    """A JPEG with a JPEG in its header, as cameras write them, and a fill byte before a marker."""
     path = jpeg(tmp_path)
     body, thumbnail = path.read_bytes(), path.read_bytes()
     segment = b"Exif\0\0" + thumbnail
@@ -212,26 +212,19 @@ def test_load_gives_the_files_as_they_are(tmp_path):
         np.testing.assert_array_equal(label, label_map(seed=seed))
 
 
-def test_sample_is_what_libai_expects(tmp_path):
-    sample = folder(make_folder(tmp_path))[0]
-    images, labels = sample.get("images"), sample.get("labels")
-    assert images.tensor.dtype == flow.float32 and labels.tensor.dtype == flow.int64
-    np.testing.assert_array_equal(images.tensor.numpy(), noise().transpose(2, 0, 1))
-    np.testing.assert_array_equal(labels.tensor.numpy(), label_map())
-    assert (images.placement_idx, labels.placement_idx) == (0, -1)
-    assert images.sbp_list == labels.sbp_list == ["split_0", "broadcast"]
+def test_sample(tmp_path):
+    image, label = folder(make_folder(tmp_path))[0]
+    assert image.dtype == np.float32 and label.dtype == np.uint8
+    np.testing.assert_array_equal(image, noise().transpose(2, 0, 1))
+    np.testing.assert_array_equal(label, label_map())
 
 
 def test_invalid_draw_has_no_labels(tmp_path):
     dataset = folder(make_folder(tmp_path), [Normalize()])
-    valid, invalid = dataset[Draw(1, 1)], dataset[Draw(1, 1, valid=False)]
-    assert (invalid.get("labels").tensor.numpy() == 255).all()
-    assert equal(valid.get("images"), invalid.get("images"))
-    assert not equal(valid.get("labels"), invalid.get("labels"))
-
-
-def equal(a, b):
-    return np.array_equal(a.tensor.numpy(), b.tensor.numpy())
+    image, label = dataset[Draw(1, 1)]
+    same, ignored = dataset[Draw(1, 1, valid=False)]
+    np.testing.assert_array_equal(image, same)
+    assert (ignored == 255).all() and not (label == 255).all()
 
 
 def test_seed_and_position_decide_the_augmentation(tmp_path):
@@ -240,10 +233,10 @@ def test_seed_and_position_decide_the_augmentation(tmp_path):
     again = folder(tmp_path, augmentation(), seed=1)
     other = folder(tmp_path, augmentation(), seed=2)
     again[Draw(3, 8)]  # what was drawn before does not matter
-    sample = dataset[Draw(0, 9)].get("images")
-    assert equal(sample, again[Draw(0, 9)].get("images"))
-    assert not equal(sample, again[Draw(0, 10)].get("images"))
-    assert not equal(sample, other[Draw(0, 9)].get("images"))
+    image, _ = dataset[Draw(0, 9)]
+    assert np.array_equal(image, again[Draw(0, 9)][0])
+    assert not np.array_equal(image, again[Draw(0, 10)][0])
+    assert not np.array_equal(image, other[Draw(0, 9)][0])
 
 
 def test_bad_pairs_are_named(tmp_path):
@@ -356,7 +349,7 @@ train 31 16, motorcycle 32 17, bicycle 33 18, license plate -1 255
 
 
 def make_cityscapes(root, split="train", cities=("aachen", "bochum")):
-    """Per city one image of 5x7 pixels; the labels of each hold all 34 ids and the license plate."""
+    """Per city one image of 5x7 pixels, whose labels hold all 34 ids and the license plate."""
     ids = (np.arange(35) - 1).astype(np.int8).astype(np.uint8).reshape(5, 7)
     for city in cities:
         name = f"{split}/{city}/{city}_000000_000019"
@@ -415,8 +408,8 @@ def test_cityscapes_test_split_has_no_labels(tmp_path):
     dataset = Cityscapes(make_cityscapes(tmp_path, "test"), "test", [Resize((10, 14))])
     image, label = dataset.load(0)
     assert image.shape == (5, 7, 3) and label is None
-    labels = dataset[0].get("labels").tensor.numpy()
-    assert labels.shape == (10, 14) and (labels == 255).all()
+    _, label = dataset[0]
+    assert label.shape == (10, 14) and (label == 255).all()
 
 
 def test_cityscapes_says_what_it_expects(tmp_path):
@@ -446,6 +439,16 @@ def test_cityscapes_counts_what_stands_alone(tmp_path):
 
 
 # ---- loaders ------------------------------------------------------------------------------------
+
+
+def test_batch_is_what_libai_expects(tmp_path):
+    dataset = folder(make_folder(tmp_path), [Resize((48, 64), resize_label=False)])
+    batch = next(iter(build_test_loader(dataset, 2)))
+    images, labels = batch.get("images"), batch.get("labels")
+    assert images.tensor.dtype == flow.float32 and labels.tensor.dtype == flow.int64
+    assert images.tensor.shape == (2, 3, 48, 64) and labels.tensor.shape == (2, 24, 32)
+    assert (images.placement_idx, labels.placement_idx) == (0, -1)
+    assert images.sbp_list == labels.sbp_list == ["split_0", "broadcast"]
 
 
 def arrays(batches):
@@ -551,7 +554,7 @@ def test_images_of_different_sizes(tmp_path, workers):
     save(label_map(20, 32), tmp_path / "annotations/train/b.png")
     loader = build_test_loader(folder(tmp_path), 2, num_workers=workers)
     with raises_line(
-        "images of different sizes in one batch of 2: 20x32, 24x32; use a batch size of 1"
+        "2 samples of different sizes in one batch: 20x32, 24x32; use a batch size of 1"
     ):
         list(loader)
     assert len(list(build_test_loader(folder(tmp_path), 1, num_workers=workers))) == 2

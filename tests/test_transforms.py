@@ -256,7 +256,7 @@ def through_hsv(image, scale=1.0, turn=0):
 
 
 def assert_same_colours(result, expected):
-    """One unit of 8-bit hue is worth 8.5 levels; where two are as near, OpenCV may take the other."""
+    """A unit of 8-bit hue is worth 8.5 levels; where two are as near, OpenCV may take the other."""
     difference = np.abs(result - expected)
     assert difference.max() <= 9
     assert difference.mean() <= 0.25
