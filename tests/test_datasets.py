@@ -1,26 +1,20 @@
-"""Data sets and loaders on real files."""
+"""Data sets on real files."""
 
 import re
-from itertools import islice, pairwise
 
 import numpy as np
-import oneflow as flow
 import pytest
 from PIL import Image
 
-from projects.SegFormer.dataset import build, cityscapes
-from projects.SegFormer.dataset.build import build_test_loader, build_train_loader
+from projects.SegFormer.dataset import cityscapes
 from projects.SegFormer.dataset.cityscapes import Cityscapes
 from projects.SegFormer.dataset.folder import SegmentationFolder, distinct_palette
 from projects.SegFormer.dataset.sampler import Draw
 from projects.SegFormer.dataset.segmentation import SegmentationDataset, read_image, read_label
 from projects.SegFormer.dataset.transforms import (
     Normalize,
-    Pad,
     PhotometricDistortion,
     RandomCrop,
-    RandomFlip,
-    RandomResize,
     Resize,
 )
 from projects.SegFormer.modeling.errors import InputError
@@ -55,14 +49,7 @@ def folder(root, transforms=(), **kwargs):
 
 
 def augmentation():
-    return [
-        RandomResize((24, 32)),
-        RandomCrop((16, 16)),
-        RandomFlip(),
-        PhotometricDistortion(),
-        Normalize(),
-        Pad((16, 16)),
-    ]
+    return [RandomCrop((16, 16)), PhotometricDistortion(), Normalize()]
 
 
 def raises_line(match):
@@ -436,125 +423,3 @@ def test_cityscapes_counts_what_stands_alone(tmp_path):
     (tmp_path / image).unlink()
     with raises_line("1 of 2 files have no image: gtFine/train/bochum/bochum_000000_000019"):
         Cityscapes(tmp_path, "train", [])
-
-
-# ---- loaders ------------------------------------------------------------------------------------
-
-
-def test_batch_is_what_libai_expects(tmp_path):
-    dataset = folder(make_folder(tmp_path), [Resize((48, 64), resize_label=False)])
-    batch = next(iter(build_test_loader(dataset, 2)))
-    images, labels = batch.get("images"), batch.get("labels")
-    assert images.tensor.dtype == flow.float32 and labels.tensor.dtype == flow.int64
-    assert images.tensor.shape == (2, 3, 48, 64) and labels.tensor.shape == (2, 24, 32)
-    assert (images.placement_idx, labels.placement_idx) == (0, -1)
-    assert images.sbp_list == labels.sbp_list == ["split_0", "broadcast"]
-
-
-def arrays(batches):
-    return [(b.get("images").tensor.numpy(), b.get("labels").tensor.numpy()) for b in batches]
-
-
-def train_batches(root, count, **kwargs):
-    dataset = folder(root, augmentation(), seed=4)
-    loader, valid, test = build_train_loader([dataset], seed=5, **kwargs)
-    assert valid is None and test is None
-    assert len(loader.dataset) == 5 and loader.mixup_func is None
-    return arrays(islice(loader, count))
-
-
-def assert_same(batches, expected):
-    assert len(batches) == len(expected)
-    for (images, labels), (expected_images, expected_labels) in zip(batches, expected, strict=True):
-        np.testing.assert_array_equal(images, expected_images)
-        np.testing.assert_array_equal(labels, expected_labels)
-
-
-def test_train_batches(tmp_path):
-    batches = train_batches(make_folder(tmp_path), 4, train_batch_size=4, num_workers=0)
-    assert all(images.shape == (4, 3, 16, 16) for images, _ in batches)
-    assert all(labels.shape == (4, 16, 16) for _, labels in batches)
-    assert all((a[0] != b[0]).any() for a, b in pairwise(batches))
-
-
-def test_workers_change_nothing(tmp_path):
-    make_folder(tmp_path)
-    expected = train_batches(tmp_path, 6, train_batch_size=3, num_workers=0)
-    assert_same(train_batches(tmp_path, 6, train_batch_size=3, num_workers=2), expected)
-
-
-def test_resume_changes_nothing(tmp_path):
-    make_folder(tmp_path)
-    expected = train_batches(tmp_path, 6, train_batch_size=3, num_workers=0)
-    resumed = train_batches(tmp_path, 4, train_batch_size=3, num_workers=0, consumed_samples=6)
-    assert_same(resumed, expected[2:])
-
-
-def test_ranks_change_nothing(tmp_path, monkeypatch):
-    make_folder(tmp_path)
-    whole = train_batches(tmp_path, 3, train_batch_size=4, num_workers=0)
-    parts = []
-    for rank in (0, 1):
-        monkeypatch.setattr(build, "data_parallel_place", lambda rank=rank: (rank, 2))
-        parts.append(train_batches(tmp_path, 3, train_batch_size=2, num_workers=0))
-    together = [
-        tuple(np.concatenate(pair) for pair in zip(*batches, strict=True))
-        for batches in zip(*parts, strict=True)
-    ]
-    assert_same(together, whole)
-
-
-def test_accumulation_in_graph_mode_changes_nothing(tmp_path, monkeypatch):
-    make_folder(tmp_path)
-    monkeypatch.setattr(build, "data_parallel_place", lambda: (1, 2))
-    eager = train_batches(tmp_path, 4, train_batch_size=2, num_workers=0)
-    graph = train_batches(tmp_path, 2, train_batch_size=4, num_accumulation_steps=2, num_workers=0)
-    together = [
-        tuple(np.concatenate(pair) for pair in zip(*eager[i : i + 2], strict=True)) for i in (0, 2)
-    ]
-    assert_same(graph, together)
-
-
-def test_batch_must_divide(tmp_path):
-    with raises_line("train_batch_size 4 does not divide into 3 equal micro-batches"):
-        train_batches(make_folder(tmp_path), 1, train_batch_size=4, num_accumulation_steps=3)
-
-
-def test_exactly_one_data_set(tmp_path):
-    dataset = folder(make_folder(tmp_path))
-    with raises_line("dataloader: 2 data sets in a list; expected exactly one"):
-        build_test_loader([dataset, dataset], 1)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_evaluation_batches(tmp_path, workers):
-    dataset = folder(make_folder(tmp_path), [Resize((48, 64), resize_label=False), Normalize()])
-    loader = build_test_loader(dataset, 2, num_workers=workers)
-    assert len(loader) == 3
-    batches = arrays(loader)
-    assert [images.shape for images, _ in batches] == [(2, 3, 48, 64)] * 3
-    labels = np.concatenate([labels for _, labels in batches])
-    expected = [label_map(seed=seed) for seed in range(5)] + [np.full((24, 32), 255)]
-    np.testing.assert_array_equal(labels, np.stack(expected))
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_errors_keep_their_line_through_the_loader(tmp_path, workers):
-    make_folder(tmp_path)
-    (tmp_path / "images/train/b.png").write_bytes(b"?")
-    loader = build_test_loader(folder(tmp_path), 1, num_workers=workers)
-    with raises_line(r"\A" + re.escape(f"{tmp_path}/images/train/b.png: damaged")):
-        list(loader)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_images_of_different_sizes(tmp_path, workers):
-    make_folder(tmp_path, ["a", "b"])
-    save(noise(20, 32), tmp_path / "images/train/b.png")
-    save(label_map(20, 32), tmp_path / "annotations/train/b.png")
-    loader = build_test_loader(folder(tmp_path), 2, num_workers=workers)
-    with raises_line(
-        "2 samples of different sizes in one batch: 20x32, 24x32; use a batch size of 1"
-    ):
-        list(loader)
-    assert len(list(build_test_loader(folder(tmp_path), 1, num_workers=workers))) == 2

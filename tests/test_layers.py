@@ -19,9 +19,7 @@ from projects.SegFormer.modeling.layers import (
 )
 from projects.SegFormer.modeling.segformer_model import assign
 
-# Sums of some hundred products in float32, against float64.
-CLOSE = dict(rtol=1e-5, atol=1e-5)
-ULP = 2.0**-24  # of 1 in float32, halved: the largest relative rounding error
+ROUNDING = 2.0**-24  # the largest relative error of one float32 operation
 
 
 def put(values) -> flow.Tensor:
@@ -33,14 +31,13 @@ def normal(*shape, seed=0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def uniform(*shape, seed=0) -> np.ndarray:
-    return np.random.default_rng(seed).random(shape, np.float32)
+def assert_close(actual, expected, tolerance=3e-6):
+    """Equal to `tolerance` of the largest expected value, that is to float32's rounding of sums."""
+    assert actual.shape == expected.shape
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
-def randomise(layer) -> None:
-    """Other values than those that a norm begins with."""
-    for seed, (name, parameter) in enumerate(layer.named_parameters()):
-        assign(parameter, normal(*parameter.shape, seed=100 + seed) * 0.5 + (name == "weight"))
+# ---- Results and gradients of a layer, three ways -------------------------------------------
 
 
 class Probe(flow.nn.Module):
@@ -57,7 +54,7 @@ class Probe(flow.nn.Module):
 
 
 class TrainingGraph(flow.nn.Graph):
-    """One step of plain gradient descent; returns the layer's result."""
+    """A step of an optimizer; the module returns its result and its loss."""
 
     def __init__(self, module, optimizer):
         super().__init__()
@@ -70,6 +67,10 @@ class TrainingGraph(flow.nn.Graph):
         return out
 
 
+def values(probe) -> dict[str, np.ndarray]:
+    return {name.split(".")[-1]: p.numpy().copy() for name, p in probe.named_parameters()}
+
+
 def eager_results(layer, x, upstream) -> dict[str, np.ndarray]:
     probe = Probe(layer, x)
     out, loss = probe(put(upstream))
@@ -79,25 +80,317 @@ def eager_results(layer, x, upstream) -> dict[str, np.ndarray]:
 
 
 def graph_results(layer, x, upstream) -> dict[str, np.ndarray]:
-    """The gradients are read off a step with rate 1."""
+    """The gradients are read off a step of gradient descent with rate 1."""
     probe = Probe(layer, x)
-    before = {name: p.numpy() for name, p in probe.named_parameters()}
-    out = TrainingGraph(probe, flow.optim.SGD(probe.parameters(), lr=1.0))(put(upstream))
-    after = {name: p.numpy() for name, p in probe.named_parameters()}
-    gradients = {name.split(".")[-1]: before[name] - after[name] for name in before}
-    return {"out": out.numpy(), **gradients}
+    before = values(probe)
+    out = TrainingGraph(probe, flow.optim.SGD(probe.parameters(), lr=1.0))(put(upstream)).numpy()
+    after = values(probe)
+    return {"out": out, **{name: before[name] - after[name] for name in before}}
 
 
-def torch_results(function, layer, x, upstream) -> dict[str, np.ndarray]:
-    """The same of `function(x, weight, bias)`, on maps with the channels first, in float64."""
-    channels_first = 0 if layer is None else x.ndim == 4
-    leaves = {"x": torch.tensor(x).double()}
-    if layer is not None:
-        leaves |= {n: torch.tensor(p.numpy()).double() for n, p in layer.named_parameters()}
-    for leaf in leaves.values():
-        leaf.requires_grad_()
-    del channels_first
+def check(layer, function, x, run=eager_results, tolerance=3e-6):
+    """`layer` with random parameters is `function(x, weight, bias)`, and so are all gradients."""
+    for seed, parameter in enumerate(layer.parameters()):
+        assign(parameter, 1 + 0.5 * normal(*parameter.shape, seed=100 + seed))
+    leaves = {"x": x, **{name: p.numpy() for name, p in layer.named_parameters()}}
+    leaves = {name: torch.tensor(leaf).double().requires_grad_() for name, leaf in leaves.items()}
     out = function(**leaves)
-    (out * torch.tensor(upstream).double()).sum().backward()
-    gradients = {name: leaf.grad.numpy() for name, leaf in leaves.items()}
-    return {"out": out.detach().numpy(), **gradients}
+    upstream = normal(*out.shape, seed=1)
+    (out * torch.tensor(upstream)).sum().backward()
+    expected = {"out": out.detach().numpy(), **{name: p.grad.numpy() for name, p in leaves.items()}}
+
+    actual = run(layer, x, upstream)
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        assert_close(actual[name], expected[name], tolerance)
+
+
+def channels_last(function):
+    """A PyTorch function of a map, with the channels last."""
+
+    def wrapped(x, *parameters, **options):
+        return function(x.permute(0, 3, 1, 2), *parameters, **options).permute(0, 2, 3, 1)
+
+    return wrapped
+
+
+conv2d = channels_last(F.conv2d)
+interpolate = channels_last(F.interpolate)
+
+both_modes = pytest.mark.parametrize("run", [eager_results, graph_results])
+
+
+# ---- LayerNorm ------------------------------------------------------------------------------
+
+
+def layer_norm(eps):
+    return lambda x, weight, bias: F.layer_norm(x, weight.shape, weight, bias, eps)
+
+
+@pytest.mark.parametrize("channels", [5, 32, 160, 256])
+@pytest.mark.parametrize("eps", [1e-6, 1e-1])
+def test_layer_norm(channels, eps):
+    x = normal(2, 5, 3, channels) * 3 + np.float32(0.5)
+    check(LayerNorm(channels, eps, layer_idx=0), layer_norm(eps), x)
+
+
+def test_layer_norm_in_a_graph():
+    check(LayerNorm(20, 1e-5, layer_idx=0), layer_norm(1e-5), normal(3, 7, 20), graph_results)
+
+
+@pytest.mark.parametrize("channels", [8, 32, 160, 256])
+@pytest.mark.parametrize("mean", [1e1, 1e3, 1e4])
+def test_layer_norm_does_not_cancel(channels, mean):
+    """Rows of mean m and deviation 1: the error is that of a sum of C numbers of size m.
+
+    The mean of the squares less the square of the mean would be off by m times as much.
+    """
+    x = normal(2, 50, channels) + np.float32(mean)
+    expected = F.layer_norm(torch.tensor(x).double(), (channels,), eps=1e-6).numpy()
+    layer = LayerNorm(channels, 1e-6, layer_idx=0)
+    assign(layer.weight, np.ones(channels))
+    error = np.abs(layer(put(x)).numpy() - expected).max()
+    assert error < 2 * np.sqrt(channels) * mean * ROUNDING
+
+
+def test_layer_norm_of_equal_values_is_the_bias():
+    layer = LayerNorm(16, 1e-6, layer_idx=0)
+    assign(layer.weight, normal(16))
+    assign(layer.bias, normal(16, seed=1))
+    x = put(np.repeat([[0.0], [1.0], [-64.0]], 16, axis=1)).requires_grad_()
+    out = layer(x)
+    np.testing.assert_array_equal(out.numpy(), np.tile(layer.bias.numpy(), (3, 1)))
+    out.sum().backward()
+    assert np.isfinite(x.grad.numpy()).all()
+
+
+# ---- Convolutions ---------------------------------------------------------------------------
+
+
+def depthwise(x, weight, bias):
+    return conv2d(x, weight, bias, padding=1, groups=len(weight))
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 4), (2, 1, 7, 3), (2, 6, 1, 3), (3, 5, 9, 12), (1, 2, 2, 1), (2, 16, 15, 8)]
+)
+def test_depthwise_conv(shape):
+    check(DepthwiseConv2d(shape[-1], layer_idx=0), depthwise, normal(*shape))
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 7, 6), (1, 1, 4, 3)])
+def test_depthwise_conv_in_a_graph(shape):
+    check(DepthwiseConv2d(shape[-1], layer_idx=0), depthwise, normal(*shape), graph_results)
+
+
+# (kernel, stride, padding) of all patch embeddings and spatial reductions, and some others.
+CONVOLUTIONS = [(7, 4, 3), (3, 2, 1), (8, 8, 0), (4, 4, 0), (2, 2, 0)]
+OTHER_CONVOLUTIONS = [(5, 3, 1), (3, 1, 1), (1, 1, 0), (4, 2, 3), (2, 5, 0), (5, 4, 2), (1, 2, 3)]
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (8, 30), (9, 8)])
+@pytest.mark.parametrize("kernel, stride, padding", CONVOLUTIONS + OTHER_CONVOLUTIONS)
+def test_conv(kernel, stride, padding, size):
+    layer = Conv2d(3, 5, kernel, stride, padding, layer_idx=0)
+    check(
+        layer,
+        lambda x, weight, bias: conv2d(x, weight, bias, stride=stride, padding=padding),
+        normal(2, *size, 3),
+    )
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 13), (13, 1)])
+def test_conv_of_a_thin_map(size):
+    check(
+        Conv2d(2, 3, 3, 2, 1, layer_idx=0),
+        lambda x, weight, bias: conv2d(x, weight, bias, stride=2, padding=1),
+        normal(3, *size, 2),
+    )
+
+
+@pytest.mark.parametrize("kernel, stride, padding", [(7, 4, 3), (4, 4, 0)])
+def test_conv_in_a_graph(kernel, stride, padding):
+    check(
+        Conv2d(3, 5, kernel, stride, padding, layer_idx=0),
+        lambda x, weight, bias: conv2d(x, weight, bias, stride=stride, padding=padding),
+        normal(2, 14, 21, 3),
+        graph_results,
+    )
+
+
+# ---- Interpolation --------------------------------------------------------------------------
+
+
+class Upsample(flow.nn.Module):
+    def __init__(self, size):
+        super().__init__()
+        self.size = size
+
+    def forward(self, x):
+        return upsample_bilinear(x, self.size)
+
+
+@pytest.mark.parametrize(
+    "size, new_size",
+    [
+        ((5, 7), (5, 7)),
+        ((4, 6), (16, 24)),
+        ((5, 7), (16, 33)),
+        ((9, 12), (70, 101)),
+        ((17, 23), (5, 9)),
+        ((8, 8), (4, 2)),
+        ((6, 20), (13, 7)),
+        ((1, 1), (4, 6)),
+        ((1, 9), (8, 4)),
+    ],
+)
+def test_upsample(size, new_size):
+    check(
+        Upsample(new_size),
+        lambda x: interpolate(x, size=new_size, mode="bilinear", align_corners=False),
+        normal(2, *size, 3),
+    )
+
+
+def test_upsample_in_a_graph():
+    check(
+        Upsample((9, 20)),
+        lambda x: interpolate(x, size=(9, 20), mode="bilinear", align_corners=False),
+        normal(2, 4, 6, 3),
+        graph_results,
+    )
+
+
+# ---- BatchNorm ------------------------------------------------------------------------------
+
+
+def batch_norm(x, weight, bias):
+    rows = F.batch_norm(x.flatten(0, -2), None, None, weight, bias, training=True, eps=0.5)
+    return rows.reshape(x.shape)
+
+
+@both_modes
+@pytest.mark.parametrize("shape", [(2, 1, 1, 6), (2, 5, 3, 6), (1, 30, 20, 6)])
+def test_batch_norm_gradients(shape, run):
+    check(BatchNorm(6, layer_idx=0, eps=0.5), batch_norm, normal(*shape) * 3 + 2, run)
+
+
+class Scaled(flow.nn.Module):
+    """A layer, its input times 1: a parameter that even a layer without one can train."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+        self.scale = flow.nn.Parameter(put(np.ones(1)))
+
+    def forward(self, x):
+        out = self.layer(x * self.scale)
+        return out, out.sum()
+
+
+def idle_graph(layer):
+    """The layer in a training graph that leaves all parameters as they are."""
+    module = Scaled(layer)
+    return TrainingGraph(module, flow.optim.SGD(module.parameters(), lr=0.0))
+
+
+@pytest.mark.parametrize("in_graph", [False, True], ids=["eager", "graph"])
+@pytest.mark.parametrize("momentum, size", [(0.1, (2, 4, 3)), (0.7, (2, 1, 1))])
+def test_batch_norm_statistics(in_graph, momentum, size):
+    """Three steps of training, then evaluation: as nn.BatchNorm2d, its running state included.
+
+    With two rows the unbiased variance is twice the biased one.
+    """
+    reference = torch.nn.BatchNorm2d(5, eps=1e-3, momentum=momentum).double()
+    layer = BatchNorm(5, layer_idx=0, eps=1e-3, momentum=momentum)
+    for name in ("weight", "bias"):
+        value = 1 + normal(5, seed=len(name))
+        getattr(reference, name).data = torch.tensor(value).double()
+        assign(getattr(layer, name), value)
+    step = idle_graph(layer) if in_graph else layer
+
+    def check_step(step, seed):
+        x = normal(*size, 5, seed=seed) * [1, 2, 3, 0.5, 1] + [0, 5, -3, 1, 10]
+        x = x.astype(np.float32)
+        expected = reference(torch.tensor(x).double().permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        assert_close(step(put(x)).numpy(), expected.detach().numpy(), 1e-5)
+        for name in ("running_mean", "running_var"):
+            expected = getattr(reference, name).numpy()
+            np.testing.assert_allclose(getattr(layer, name).numpy(), expected, rtol=1e-5, atol=1e-6)
+
+    for seed in range(3):
+        check_step(step, seed)
+    layer.eval(), reference.eval()
+    check_step(layer, 3)
+
+
+def test_batch_norm_of_a_single_row():
+    layer = BatchNorm(3, layer_idx=0, momentum=0.1)
+    assign(layer.weight, np.ones(3))
+    assign(layer.bias, np.arange(1, 4))
+    out = layer(put([[[[4.0, 5.0, -6.0]]]]))
+    np.testing.assert_array_equal(out.numpy(), [[[[1, 2, 3]]]])
+    np.testing.assert_allclose(layer.running_mean.numpy(), [0.4, 0.5, -0.6], rtol=1e-6)
+    np.testing.assert_allclose(layer.running_var.numpy(), [0.9] * 3, rtol=1e-6)
+
+
+# ---- Dropping paths and channels ------------------------------------------------------------
+
+# A layer, the shape of its input, and the axes along which its mask has a value of its own.
+DROPS = [(DropPath, (4, 6, 5), (0,)), (ChannelDropout, (4, 3, 2, 5), (0, 3))]
+drops = pytest.mark.parametrize("cls, shape, own_axes", DROPS)
+
+
+def mask_shape(shape, own_axes):
+    return [size if axis in own_axes else 1 for axis, size in enumerate(shape)]
+
+
+@drops
+@pytest.mark.parametrize("drop_prob", [0.1, 0.5, 0.9])
+def test_noise_decides_what_is_dropped(cls, shape, own_axes, drop_prob):
+    x = normal(*shape)
+    noise = np.random.default_rng(3).random([shape[axis] for axis in own_axes], np.float32)
+    mask = (noise >= drop_prob).reshape(mask_shape(shape, own_axes)) / (1 - drop_prob)
+    leaf = put(x).requires_grad_()
+    out = cls(drop_prob)(leaf, put(noise))
+    np.testing.assert_allclose(out.numpy(), x * mask, rtol=1e-6)
+    out.sum().backward()
+    np.testing.assert_allclose(leaf.grad.numpy(), np.broadcast_to(mask, shape), rtol=1e-6)
+
+
+@drops
+def test_smallest_and_largest_noise(cls, shape, own_axes):
+    """Noise 0 drops, and the largest float below 1 keeps, however small or large the probability."""
+    noise_shape = [shape[axis] for axis in own_axes]
+    for drop_prob in (0.01, 0.99):
+        for noise, kept in ((0.0, 0), (1 - 2.0**-24, 1)):
+            out = cls(drop_prob)(put(np.ones(shape)), put(np.full(noise_shape, noise))).numpy()
+            np.testing.assert_allclose(out, kept / (1 - drop_prob), rtol=1e-5)
+
+
+@drops
+def test_own_noise_drops_whole_pieces_at_the_given_rate(cls, shape, own_axes):
+    drop_prob, count = 0.2, 20_000
+    flow.manual_seed(0)
+    out = cls(drop_prob)(put(np.ones((count, *shape[1:])))).numpy()
+    pieces = np.moveaxis(out, own_axes, range(len(own_axes)))
+    pieces = pieces.reshape(int(np.prod(pieces.shape[: len(own_axes)])), -1)
+    assert (pieces == pieces[:, :1]).all()
+    np.testing.assert_allclose(np.unique(pieces), [0, 1 / (1 - drop_prob)], rtol=1e-6)
+    deviation = np.sqrt(drop_prob / (1 - drop_prob) / len(pieces))  # of the mean of the masks
+    assert abs(pieces[:, 0].mean() - 1) < 4 * deviation
+
+
+@drops
+def test_own_noise_is_new_in_every_step_of_a_graph(cls, shape, own_axes):
+    graph = idle_graph(cls(0.5))
+    x = put(np.ones((200, *shape[1:])))
+    assert (graph(x).numpy() != graph(x).numpy()).any()
+
+
+@drops
+def test_nothing_is_dropped_in_evaluation_or_at_rate_0(cls, shape, own_axes):
+    x = normal(*shape)
+    noise = put(np.zeros([shape[axis] for axis in own_axes]))
+    np.testing.assert_array_equal(cls(0.9).eval()(put(x), noise).numpy(), x)
+    np.testing.assert_array_equal(cls(0.0)(put(x), noise).numpy(), x)

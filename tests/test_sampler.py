@@ -1,10 +1,30 @@
-"""The stream of samples: the same whatever the ranks, the accumulation and the interruptions."""
+"""The stream of samples: the same whatever the ranks, the accumulation and the interruptions.
 
-from itertools import islice
+First as numbers from the samplers, then as tensors from the loaders.
+"""
 
+import threading
+from itertools import islice, pairwise
+
+import numpy as np
+import oneflow as flow
 import pytest
+from PIL import Image
 
+from projects.SegFormer.dataset import build
+from projects.SegFormer.dataset.build import build_test_loader, build_train_loader
 from projects.SegFormer.dataset.sampler import Draw, EvaluationSampler, InfiniteSampler
+from projects.SegFormer.dataset.segmentation import SegmentationDataset
+from projects.SegFormer.dataset.transforms import (
+    Normalize,
+    Pad,
+    PhotometricDistortion,
+    RandomCrop,
+    RandomFlip,
+    RandomResize,
+    Resize,
+)
+from projects.SegFormer.modeling.errors import InputError
 
 
 def batches(count, **kwargs):
@@ -118,3 +138,159 @@ def test_evaluation_order_of_two_ranks():
     first, second = (list(EvaluationSampler(5, 2, rank, 2)) for rank in (0, 1))
     assert first == [[Draw(0, 0), Draw(1, 1)], [Draw(4, 4), Draw(0, 5, False)]]
     assert second == [[Draw(2, 2), Draw(3, 3)], [Draw(0, 6, False), Draw(0, 7, False)]]
+
+
+# ---- loaders ------------------------------------------------------------------------------------
+
+
+def image(seed, height=24):
+    return np.random.default_rng(seed).integers(0, 256, (height, 32, 3), dtype=np.uint8)
+
+
+def label_map(seed, height=24):
+    return np.random.default_rng(seed).choice([0, 1, 2, 3, 255], (height, 32)).astype(np.uint8)
+
+
+def make_dataset(folder, transforms=(), heights=(24,) * 5):
+    for seed, height in enumerate(heights):
+        Image.fromarray(image(seed, height)).save(folder / f"image{seed}.png")
+        Image.fromarray(label_map(seed, height)).save(folder / f"label{seed}.png")
+    images, labels = (sorted(folder.glob(f"{kind}*.png")) for kind in ("image", "label"))
+    palette = [(0, 0, 0)] * 4
+    return SegmentationDataset(images, labels, ["a", "b", "c", "d"], palette, transforms, seed=4)
+
+
+def augmentation():
+    return [
+        RandomResize((24, 32)),
+        RandomCrop((16, 16)),
+        RandomFlip(),
+        PhotometricDistortion(),
+        Normalize(),
+        Pad((16, 16)),
+    ]
+
+
+def test_batch_is_what_libai_expects(tmp_path):
+    dataset = make_dataset(tmp_path, [Resize((48, 64), resize_label=False)])
+    batch = next(iter(build_test_loader(dataset, 2)))
+    images, labels = batch.get("images"), batch.get("labels")
+    assert images.tensor.dtype == flow.float32 and labels.tensor.dtype == flow.int64
+    assert images.tensor.shape == (2, 3, 48, 64) and labels.tensor.shape == (2, 24, 32)
+    assert (images.placement_idx, labels.placement_idx) == (0, -1)
+    assert images.sbp_list == labels.sbp_list == ["split_0", "broadcast"]
+
+
+def arrays(batches):
+    return [(b.get("images").tensor.numpy(), b.get("labels").tensor.numpy()) for b in batches]
+
+
+def train_batches(folder, count, **kwargs):
+    dataset = make_dataset(folder, augmentation())
+    loader, valid, test = build_train_loader([dataset], seed=5, **kwargs)
+    assert valid is None and test is None
+    assert len(loader.dataset) == 5 and loader.mixup_func is None
+    return arrays(islice(loader, count))
+
+
+def assert_same(batches, expected):
+    assert len(batches) == len(expected)
+    for (images, labels), (expected_images, expected_labels) in zip(batches, expected, strict=True):
+        np.testing.assert_array_equal(images, expected_images)
+        np.testing.assert_array_equal(labels, expected_labels)
+
+
+def test_train_batches(tmp_path):
+    batches = train_batches(tmp_path, 4, train_batch_size=4, num_workers=0)
+    assert all(images.shape == (4, 3, 16, 16) for images, _ in batches)
+    assert all(labels.shape == (4, 16, 16) for _, labels in batches)
+    assert all((a[0] != b[0]).any() for a, b in pairwise(batches))
+
+
+def test_workers_change_nothing(tmp_path):
+    expected = train_batches(tmp_path, 6, train_batch_size=3, num_workers=0)
+    assert_same(train_batches(tmp_path, 6, train_batch_size=3, num_workers=2), expected)
+
+
+def test_resume_changes_nothing(tmp_path):
+    expected = train_batches(tmp_path, 6, train_batch_size=3, num_workers=0)
+    resumed = train_batches(tmp_path, 4, train_batch_size=3, num_workers=0, consumed_samples=6)
+    assert_same(resumed, expected[2:])
+
+
+def test_ranks_change_nothing(tmp_path, monkeypatch):
+    whole = train_batches(tmp_path, 3, train_batch_size=4, num_workers=0)
+    parts = []
+    for rank in (0, 1):
+        monkeypatch.setattr(build, "data_parallel_place", lambda rank=rank: (rank, 2))
+        parts.append(train_batches(tmp_path, 3, train_batch_size=2, num_workers=0))
+    together = [
+        tuple(np.concatenate(pair) for pair in zip(*batches, strict=True))
+        for batches in zip(*parts, strict=True)
+    ]
+    assert_same(together, whole)
+
+
+def test_accumulation_in_graph_mode_changes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "data_parallel_place", lambda: (1, 2))
+    eager = train_batches(tmp_path, 4, train_batch_size=2, num_workers=0)
+    graph = train_batches(tmp_path, 2, train_batch_size=4, num_accumulation_steps=2, num_workers=0)
+    together = [
+        tuple(np.concatenate(pair) for pair in zip(*eager[i : i + 2], strict=True)) for i in (0, 2)
+    ]
+    assert_same(graph, together)
+
+
+def test_batch_must_divide(tmp_path):
+    with pytest.raises(InputError, match="train_batch_size 4 does not divide into 3 equal"):
+        train_batches(tmp_path, 1, train_batch_size=4, num_accumulation_steps=3)
+
+
+def test_exactly_one_data_set(tmp_path):
+    dataset = make_dataset(tmp_path)
+    with pytest.raises(InputError, match="dataloader: 2 data sets in a list; expected exactly one"):
+        build_test_loader([dataset, dataset], 1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_batches(tmp_path, workers):
+    dataset = make_dataset(tmp_path, [Resize((48, 64), resize_label=False), Normalize()])
+    loader = build_test_loader(dataset, 2, num_workers=workers)
+    assert len(loader) == 3
+    batches = arrays(loader)
+    assert [images.shape for images, _ in batches] == [(2, 3, 48, 64)] * 3
+    labels = np.concatenate([labels for _, labels in batches])
+    expected = [label_map(seed) for seed in range(5)] + [np.full((24, 32), 255)]
+    np.testing.assert_array_equal(labels, np.stack(expected))
+
+
+def test_an_abandoned_loader_ends_its_threads(tmp_path):
+    before = set(threading.enumerate())
+    dataset = make_dataset(tmp_path, augmentation())
+    batches = iter(build_train_loader(dataset, 2, num_workers=2)[0])
+    next(batches)
+    started = set(threading.enumerate()) - before
+    assert len(started) == 2
+    batches.close()
+    for thread in started:
+        thread.join(timeout=10)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_errors_keep_their_line_through_the_loader(tmp_path, workers):
+    loader = build_test_loader(make_dataset(tmp_path), 1, num_workers=workers)
+    (tmp_path / "image1.png").write_bytes(b"?")
+    with pytest.raises(InputError) as error:
+        list(loader)
+    assert str(error.value).startswith(f"{tmp_path}/image1.png: damaged")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_of_different_sizes(tmp_path, workers):
+    dataset = make_dataset(tmp_path, heights=(24, 20))
+    message = "2 samples of different sizes in one batch: 20x32, 24x32; use a batch size of 1"
+    with pytest.raises(InputError, match=message):
+        list(build_test_loader(dataset, 2, num_workers=workers))
+    assert len(list(build_test_loader(dataset, 1, num_workers=workers))) == 2
