@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from projects.SegFormer.evaluation.inference import predict_labels
 from projects.SegFormer.evaluation.mean_iou import MeanIoUEvaluator
+from projects.SegFormer.modeling.errors import InputError
 
 logger = logging.getLogger("libai." + __name__)
 
@@ -29,6 +30,8 @@ def evaluate(
         max_batches: stop after that many.
     Returns:
         see evaluation.mean_iou.scores.
+    Raises:
+        InputError: images of different sizes in one batch or on different ranks.
     """
     evaluator = MeanIoUEvaluator(loader.dataset.classes, ignore_index)
     was_training = model.training
@@ -46,6 +49,7 @@ def evaluate(
         for index, batch in enumerate(batches):
             if index == max_batches:
                 break
+            _check_same_size(batch.get("images").tensor.shape)
             data = get_batch(batch)
             labels = data["labels"]
             prediction = predict_labels(model, data["images"], tuple(labels.shape[1:]))
@@ -54,6 +58,22 @@ def evaluate(
     model.train(was_training)
     evaluator.matrix = _sum_over_ranks(evaluator.matrix)
     return evaluator.evaluate()
+
+
+def _check_same_size(shape) -> None:
+    """Ranks compute one batch together, so their images must be of one size."""
+    if dist.get_world_size() == 1:
+        return
+    mine = flow.tensor([list(shape[-2:])], dtype=flow.int64)
+    everywhere = flow.env.all_device_placement("cpu")
+    sizes = mine.to_global(placement=everywhere, sbp=flow.sbp.split(0))
+    sizes = sizes.to_global(sbp=flow.sbp.broadcast).to_local().numpy()
+    if (sizes != sizes[0]).any():
+        found = ", ".join(sorted({f"{height}x{width}" for height, width in sizes}))
+        raise InputError(
+            f"images of different sizes on different ranks: {found}; evaluate on one process, or "
+            "with a transform that gives all images one size"
+        )
 
 
 def _counts_here(placement: flow.placement) -> bool:

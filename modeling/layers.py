@@ -59,15 +59,28 @@ def constant(values: np.ndarray, placement: flow.placement) -> flow.Tensor:
         )
 
 
-def _leave_zero(tensor: flow.Tensor) -> None:
-    """LiBai's Linear initialises itself; here `init_weights` does it for all parameters at once."""
+class Linear(ParallelLinear):
+    """LiBai's Linear: weight (in, out), and tensor parallel by column or by row.
 
+    LiBai's "data" mode splits the batch over the tensor-parallel ranks as well, which fails for a
+    batch smaller than their number. Here they compute the same, each with the whole weight.
+    """
 
-def Linear(in_features: int, out_features: int, *, layer_idx: int, parallel: str = "data"):
-    """LiBai's Linear: weight (in, out), tensor parallel by column or by row."""
-    return ParallelLinear(
-        in_features, out_features, parallel=parallel, init_method=_leave_zero, layer_idx=layer_idx
-    )
+    def __init__(
+        self, in_features: int, out_features: int, *, layer_idx: int, parallel: str = "data"
+    ):
+        super().__init__(
+            in_features,
+            out_features,
+            parallel=parallel,
+            init_method=lambda weight: None,  # `init_weights` fills it
+            layer_idx=layer_idx,
+        )
+
+    def forward(self, x):
+        if self.parallel != "data":
+            return super().forward(x)
+        return flow.matmul(x, self.weight) + self.bias
 
 
 class LayerNorm(nn.Module):

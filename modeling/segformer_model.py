@@ -21,7 +21,6 @@ from projects.SegFormer.modeling.layers import (
     DropPath,
     LayerNorm,
     Linear,
-    ParallelLinear,
     batch_sbp,
     upsample_bilinear,
 )
@@ -332,7 +331,7 @@ def _initial_values(module_name, module, name, shape, rng) -> np.ndarray:
     if module_name.startswith("head.linear_c"):  # the default of torch.nn.Linear
         bound = module.in_features**-0.5
         return rng.uniform(-bound, bound, shape)
-    if isinstance(module, ParallelLinear):
+    if isinstance(module, Linear):
         return rng.normal(0, 0.02, shape)
     if module_name == "head.linear_pred":
         return rng.normal(0, 0.01, shape)

@@ -88,7 +88,7 @@ def run(arguments: list[str]) -> int:
 if __name__ == "__main__":
     code = run(sys.argv[1:])
     if code and flow.env.get_world_size() > 1:
-        # OneFlow waits at exit for the other ranks, which wait for this one; the launcher ends them.
+        # At exit OneFlow would wait for the other ranks, which wait for this one.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
