@@ -79,7 +79,7 @@ class Linear(ParallelLinear):
 
     def forward(self, x):
         if self.parallel != "data":
-            return super().forward(x)
+            return ParallelLinear.forward(self, x)  # super() does not work in a graph
         return flow.matmul(x, self.weight) + self.bias
 
 
