@@ -25,11 +25,11 @@ optim.params.lr = 1e-3
 optim.params.head_lr_multiplier = 1.0
 
 train.output_dir = "output/quickstart"
-train.global_batch_size = 4
-train.train_iter = 240
+train.global_batch_size = 2
+train.train_iter = 480
 train.warmup_ratio = 0.05
-train.checkpointer.period = 120
-train.evaluation.eval_period = 240
-train.log_period = 10
+train.checkpointer.period = 240
+train.evaluation.eval_period = 480
+train.log_period = 20
 
 model = LazyCall(SegformerSegmentationLoadImageNetPretrain)(cfg=cfg)

@@ -33,7 +33,9 @@ def load_config(file: str, overrides: list[str] | None = None) -> DictConfig:
     ]
     for override in overrides:
         _check(config, override)
-    return LazyConfig.apply_overrides(config, overrides)
+    config = LazyConfig.apply_overrides(config, overrides)
+    config.train.dist.pipeline_num_layers = sum(config.model.cfg.depths)
+    return config
 
 
 def _check(config: DictConfig, override: str) -> None:

@@ -1,8 +1,13 @@
 """What several tests use: a small data set on disk, a small model, and a run of the tools."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -76,3 +81,80 @@ def run_tool(
         text=True,
         timeout=timeout,
     )
+
+
+CONFIG = "configs/segformer_camvid.py"
+
+
+def training(folder_data: Path, output: Path, *more: str) -> list[str]:
+    """Arguments of tools/train_net.py for 24 steps that learn, dropout and drop path on."""
+    schedule = (
+        "train.train_iter=24",
+        "train.checkpointer.period=8",
+        "train.evaluation.eval_period=12",
+        "optim.params.lr=5e-3",
+    )
+    return ["--config-file", CONFIG, *tiny_run(folder_data, output, *schedule, *more)]
+
+
+@pytest.fixture(scope="session")
+def trained(folder_data, tmp_path_factory) -> Path:
+    """The output folder of `training` in eager mode."""
+    output = tmp_path_factory.mktemp("trained")
+    process = run_tool("tools/train_net.py", *training(folder_data, output))
+    assert process.returncode == 0, process.stderr
+    return output
+
+
+def metrics(output: Path) -> list[dict]:
+    """The lines of metrics.json."""
+    return [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+
+
+def losses(output: Path) -> dict[int, float]:
+    """The loss of each iteration in metrics.json, which names none twice."""
+    lines = [line for line in metrics(output) if "total_loss" in line]
+    found = [(line["iteration"], line["total_loss"]) for line in lines]
+    assert len(found) == len(dict(found))
+    return dict(found)
+
+
+def error_line(process: subprocess.CompletedProcess) -> str:
+    """The one line that a tool ended with."""
+    assert process.returncode not in (0, None), process.stdout
+    assert "Traceback" not in process.stdout + process.stderr
+    errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and process.stderr.rstrip().endswith(errors[0]), process.stderr
+    return errors[0]
+
+
+@pytest.fixture
+def start():
+    """Start a command in a process group of its own, which ends with the test."""
+    started = []
+
+    def start_process(*command: str, **options) -> subprocess.Popen:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            **options,
+        )
+        started.append(process)
+        return process
+
+    yield start_process
+    for process in started:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def wait_until(condition: Callable[[], bool], timeout: float = 120) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout} s in vain"
+        time.sleep(0.05)

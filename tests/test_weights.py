@@ -1,7 +1,5 @@
 """Weights of transformers, of the paper's authors and of LiBai: every tensor where it belongs."""
 
-import json
-import os
 import pickle
 
 import numpy as np
@@ -33,86 +31,484 @@ from projects.SegFormer.modeling.segformer_model import (
     SegformerForSemanticSegmentation,
 )
 
-B0 = dict(depths=[2, 2, 2, 2], hidden_sizes=[32, 64, 160, 256])
-ENCODER = dict(
+B0 = dict(
+    depths=[2, 2, 2, 2],
+    hidden_sizes=[32, 64, 160, 256],
+    sr_ratios=[8, 4, 2, 1],
+    mlp_ratios=[4, 4, 4, 4],
+)
+TINY = dict(
     depths=[1, 2, 1, 1],
     hidden_sizes=[8, 12, 16, 16],
     num_attention_heads=[1, 2, 2, 4],
     sr_ratios=[4, 2, 2, 1],
     mlp_ratios=[2, 3, 4, 4],
 )
-SEGMENTATION = dict(ENCODER, decoder_hidden_size=12, num_classes=5)
-CLASSIFICATION = dict(ENCODER, num_classes=6)
+SEGMENTATION = "SegformerForSemanticSegmentation"
+CLASSIFICATION = "SegformerForImageClassification"
+OURS = {
+    SEGMENTATION: SegformerForSemanticSegmentation,
+    CLASSIFICATION: SegformerForImageClassification,
+}
+both_kinds = pytest.mark.parametrize("kind", OURS)
 
 
-def reference(kind, settings):
-    """transformers' model of these settings, no tensor like another, and none like itself mirrored."""
-    settings = {**settings, "num_labels": settings.get("num_classes", 150)}
-    settings.pop("num_classes", None)
-    model = getattr(transformers, kind)(transformers.SegformerConfig(**settings))
-    distinct({name: tensor for name, tensor in model.state_dict().items() if tensor.ndim})
-    return model
-
-
-def distinct(state):
-    """Give every element of every tensor a value that no other has."""
-    start = 1
-    for tensor in state.values():
-        tensor.copy_(torch.arange(start, start + tensor.numel()).reshape(tensor.shape) / 2**20)
-        start += tensor.numel()
+def distinct(shapes: dict[str, tuple]) -> dict[str, np.ndarray]:
+    """Tensors of these shapes; no two of all their elements have the same value."""
+    start, state = 1, {}
+    for name, shape in shapes.items():
+        count = int(np.prod(shape))
+        state[name] = (np.arange(start, start + count) / 2**20).astype(np.float32).reshape(shape)
+        start += count
     return state
 
 
-def arrays(state):
-    return {
-        name: tensor.numpy()
-        for name, tensor in state.items()
-        if not name.endswith("num_batches_tracked")
-    }
+def huggingface_model(kind, settings):
+    config = transformers.SegformerConfig(**settings, num_labels=5, decoder_hidden_size=12)
+    model = getattr(transformers, kind)(config)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    state = distinct({name: shape for name, shape in shapes.items() if shape})
+    model.load_state_dict({n: torch.tensor(v) for n, v in state.items()}, strict=False)
+    return model
 
 
-def official_state(depths, hidden_sizes, num_classes, sr_ratios=(8, 4, 2, 1), mlp_ratios=(4,) * 4, **_):
-    """A state with the names and shapes of the paper's mit_bX.pth."""
+def huggingface_state(kind, settings):
+    """Without batch norm's count of steps, which has no place here."""
+    state = huggingface_model(kind, settings).state_dict()
+    return {name: value.numpy() for name, value in state.items() if value.ndim}
+
+
+def official_shapes(depths, hidden_sizes, sr_ratios, mlp_ratios, num_classes=5, **_):
+    """The names and shapes in the paper's mit_bX.pth."""
     shapes = {}
 
-    def norm(name, size):
-        shapes.update({f"{name}.weight": (size,), f"{name}.bias": (size,)})
-
-    def linear(name, size, out):
-        shapes.update({f"{name}.weight": (out, size), f"{name}.bias": (out,)})
-
-    def conv(name, size, out, kernel):
-        shapes.update({f"{name}.weight": (out, size, kernel, kernel), f"{name}.bias": (out,)})
+    def add(name, *shape):
+        shapes.update({f"{name}.weight": shape, f"{name}.bias": shape[:1]})
 
     channels = 3
     for stage, size in enumerate(hidden_sizes):
-        conv(f"patch_embed{stage + 1}.proj", channels, size, 3 if stage else 7)
-        norm(f"patch_embed{stage + 1}.norm", size)
+        kernel = 3 if stage else 7
+        add(f"patch_embed{stage + 1}.proj", size, channels, kernel, kernel)
+        add(f"patch_embed{stage + 1}.norm", size)
         for index in range(depths[stage]):
-            block = f"block{stage + 1}.{index}"
+            block, ratio = f"block{stage + 1}.{index}", sr_ratios[stage]
             hidden = size * mlp_ratios[stage]
-            norm(f"{block}.norm1", size)
-            linear(f"{block}.attn.q", size, size)
-            linear(f"{block}.attn.kv", size, 2 * size)
-            linear(f"{block}.attn.proj", size, size)
-            if sr_ratios[stage] > 1:
-                conv(f"{block}.attn.sr", size, size, sr_ratios[stage])
-                norm(f"{block}.attn.norm", size)
-            norm(f"{block}.norm2", size)
-            linear(f"{block}.mlp.fc1", size, hidden)
-            conv(f"{block}.mlp.dwconv.dwconv", 1, hidden, 3)
-            linear(f"{block}.mlp.fc2", hidden, size)
-        norm(f"norm{stage + 1}", size)
+            add(f"{block}.norm1", size)
+            add(f"{block}.attn.q", size, size)
+            add(f"{block}.attn.kv", 2 * size, size)
+            add(f"{block}.attn.proj", size, size)
+            if ratio > 1:
+                add(f"{block}.attn.sr", size, size, ratio, ratio)
+                add(f"{block}.attn.norm", size)
+            add(f"{block}.norm2", size)
+            add(f"{block}.mlp.fc1", hidden, size)
+            add(f"{block}.mlp.dwconv.dwconv", hidden, 1, 3, 3)
+            add(f"{block}.mlp.fc2", size, hidden)
+        add(f"norm{stage + 1}", size)
         channels = size
-    linear("head", channels, num_classes)
-    return distinct({name: torch.empty(shape) for name, shape in shapes.items()})
+    add("head", num_classes, channels)
+    return shapes
 
 
-# Names here, of transformers, and of the paper. `i` and `j` stand for stage and block from 0, `I` for
-# the stage from 1; a `T` before a name is for a transposed weight.
-NAMES = """
-segformer.patch_embeds.i.proj              segformer.encoder.patch_embeddings.i.proj              patch_embedI.proj
-segformer.patch_embeds.i.norm              segformer.encoder.patch_embeddings.i.layer_norm        patch_embedI.norm
-segformer.blocks.i.j.norm1                 segformer.encoder.block.i.j.layer_norm_1               blockI.j.norm1
-Tsegformer.blocks.i.j.attn.q               segformer.encoder.block.i.j.attention.self.query       blockI.j.attn.q
-"""
+# ---- Where a tensor belongs, spelled out ----------------------------------------------------
+
+# Of a stage and of a block: the names here, in transformers, and in the paper's code.
+STAGE = (
+    ("patch_embeds.{i}.proj", "patch_embeddings.{i}.proj", "patch_embed{I}.proj"),
+    ("patch_embeds.{i}.norm", "patch_embeddings.{i}.layer_norm", "patch_embed{I}.norm"),
+    ("layer_norms.{i}", "layer_norm.{i}", "norm{I}"),
+)
+BLOCK = (
+    ("norm1", "layer_norm_1", "norm1"),
+    ("attn.q", "attention.self.query", "attn.q"),
+    ("attn.proj", "attention.output.dense", "attn.proj"),
+    ("attn.sr", "attention.self.sr", "attn.sr"),
+    ("attn.norm", "attention.self.layer_norm", "attn.norm"),
+    ("norm2", "layer_norm_2", "norm2"),
+    ("mlp.dense_h_to_4h", "mlp.dense1", "mlp.fc1"),
+    ("mlp.dwconv.dwconv", "mlp.dwconv.dwconv", "mlp.dwconv.dwconv"),
+    ("mlp.dense_4h_to_h", "mlp.dense2", "mlp.fc2"),
+)
+KEYS_VALUES = ("attn.kv", "attention.self.{part}", "attn.kv")
+HEADS = (
+    *((f"head.linear_c.{i}.proj", f"decode_head.linear_c.{i}.proj", "") for i in range(4)),
+    ("head.linear_fuse", "decode_head.linear_fuse", ""),
+    ("head.batch_norm", "decode_head.batch_norm", ""),
+    ("head.linear_pred", "decode_head.classifier", ""),
+    ("head", "classifier", "head"),
+)
+PREFIXES = ("segformer.", "segformer.encoder.", "")
+BLOCKS = ("segformer.blocks.{i}.{j}.", "segformer.encoder.block.{i}.{j}.", "block{I}.{j}.")
+LEAVES = ("weight", "bias", "running_mean", "running_var")
+TRANSFORMERS, PAPER = 1, 2  # columns of the tables
+
+
+def modules(depths):
+    """Rows (here, transformers, paper), of all modules whose tensors have a partner one to one."""
+    for i, depth in enumerate(depths):
+        for row in STAGE:
+            yield [(pre + name).format(i=i, I=i + 1) for pre, name in zip(PREFIXES, row)]
+        for j in range(depth):
+            for row in BLOCK:
+                yield [(pre + name).format(i=i, I=i + 1, j=j) for pre, name in zip(BLOCKS, row)]
+    yield from HEADS
+
+
+def keys_values(depths):
+    """Rows (here, transformers with a `{part}`, paper) of all joint layers of keys and values."""
+    for i, depth in enumerate(depths):
+        for j in range(depth):
+            yield [
+                pre.format(i=i, I=i + 1, j=j) + name for pre, name in zip(BLOCKS, KEYS_VALUES)
+            ]
+
+
+def transposed(value):
+    """Linear layers are (in, out) here, convolutions as everywhere."""
+    return value.T if value.ndim == 2 else value
+
+
+def as_here(state, depths, column):
+    expected = {}
+    for row in modules(depths):
+        for leaf in LEAVES:
+            if f"{row[column]}.{leaf}" in state:
+                expected[f"{row[0]}.{leaf}"] = transposed(state[f"{row[column]}.{leaf}"])
+    for row in keys_values(depths):
+        for leaf in ("weight", "bias"):
+            # Keys first; in the paper's code they are joined, in this order.
+            parts = ("key", "value") if column == TRANSFORMERS else ("",)
+            names = [f"{row[column]}.{leaf}".format(part=part) for part in parts]
+            joined = np.concatenate([transposed(state[name]) for name in names], axis=-1)
+            expected[f"{row[0]}.{leaf}"] = joined
+    return expected
+
+
+def assert_same(actual, expected):
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_array_equal(actual[name], expected[name], err_msg=name)
+
+
+@both_kinds
+def test_every_tensor_of_transformers_lands_where_it_belongs(kind):
+    state = huggingface_state(kind, B0)
+    here = to_here(state, HUGGINGFACE)
+    assert_same(here, as_here(state, B0["depths"], TRANSFORMERS))
+    assert_same(from_here(here, HUGGINGFACE), state)
+
+
+def test_every_tensor_of_the_paper_lands_where_it_belongs():
+    state = distinct(official_shapes(**B0))
+    here = to_here(state, OFFICIAL_IMAGENET)
+    assert_same(here, as_here(state, B0["depths"], PAPER))
+    assert_same(from_here(here, OFFICIAL_IMAGENET), state)
+
+
+def test_weights_of_the_paper_compute_what_they_do_in_transformers(tmp_path):
+    """An order or a layout that the tables above had wrong alike would show in the logits."""
+    rng = np.random.default_rng(0)
+    shapes = official_shapes(**TINY)
+    state = {n: rng.normal(0, 0.4, s).astype(np.float32) for n, s in shapes.items()}
+    torch.save({n: torch.tensor(value) for n, value in state.items()}, tmp_path / "mit_b0.pth")
+    settings = dict(TINY, num_classes=5, layer_norm_eps=1e-5)
+    loader = SegFLoaderImageNet1kPretrain(
+        SegformerForImageClassification, settings, str(tmp_path / "mit_b0.pth")
+    )
+
+    reference = huggingface_model(CLASSIFICATION, TINY).eval()
+    renamed = {}
+    for _, theirs, paper in modules(TINY["depths"]):
+        for leaf in ("weight", "bias"):
+            if f"{paper}.{leaf}" in state:
+                renamed[f"{theirs}.{leaf}"] = torch.tensor(state[f"{paper}.{leaf}"])
+    for _, theirs, paper in keys_values(TINY["depths"]):
+        for leaf in ("weight", "bias"):
+            halves = np.split(state[f"{paper}.{leaf}"], 2)
+            for part, half in zip(("key", "value"), halves):
+                renamed[f"{theirs}.{leaf}".format(part=part)] = torch.tensor(half)
+    reference.load_state_dict(renamed)
+    images = rng.normal(size=(2, 3, 48, 64)).astype(np.float32)
+    with torch.no_grad():
+        expected = reference.double()(torch.tensor(images).double()).logits.numpy()
+    actual = loader.load()(flow.tensor(images))["prediction_scores"].numpy()
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@both_kinds
+@pytest.mark.parametrize("key_format", [LIBAI, HUGGINGFACE, OFFICIAL_IMAGENET], ids=lambda f: f.name)
+def test_every_key_of_a_model_has_a_name_and_comes_back(kind, key_format):
+    state = state_of(OURS[kind](**B0))
+    if kind == SEGMENTATION and key_format is OFFICIAL_IMAGENET:
+        with pytest.raises(InputError, match=r"official ImageNet-1K.*head\."):
+            from_here(state, key_format)
+    else:
+        assert_same(to_here(from_here(state, key_format), key_format), state)
+
+
+def test_half_of_a_pair():
+    state = huggingface_state(SEGMENTATION, TINY)
+    del state["segformer.encoder.block.1.0.attention.self.key.weight"]
+    with pytest.raises(InputError, match=r"segformer\.blocks\.1\.0\.attn\.kv\.weight"):
+        to_here(state, HUGGINGFACE)
+
+
+# ---- Loaders --------------------------------------------------------------------------------
+
+
+@both_kinds
+@pytest.mark.parametrize(
+    "options, file",
+    [
+        ({}, "model.safetensors"),
+        ({"safe_serialization": False}, "pytorch_model.bin"),
+        ({"max_shard_size": "20KB"}, "model.safetensors.index.json"),
+        (
+            {"max_shard_size": "20KB", "safe_serialization": False},
+            "pytorch_model.bin.index.json",
+        ),
+    ],
+    ids=["safetensors", "torch", "sharded safetensors", "sharded torch"],
+)
+def test_folder_of_transformers(tmp_path, kind, options, file):
+    """Sizes and number of classes come from its config.json, eps from what transformers does."""
+    reference = huggingface_model(kind, TINY)
+    reference.save_pretrained(tmp_path, **options)
+    assert (tmp_path / file).is_file()
+    model = SegFLoaderHuggerFace(OURS[kind], {"num_classes": 150}, str(tmp_path)).load()
+    expected = as_here(huggingface_state(kind, TINY), TINY["depths"], TRANSFORMERS)
+    assert_same(state_of(model), expected)
+    assert not model.training
+    assert model.segformer.layer_norms[0].eps == model.segformer.patch_embeds[0].norm.eps == 1e-5
+
+
+def test_settings_go_over_what_is_stored(tmp_path):
+    huggingface_model(SEGMENTATION, TINY).save_pretrained(tmp_path)
+    ours = SegformerForSemanticSegmentation
+    model = SegFLoaderHuggerFace(ours, {}, str(tmp_path), layer_norm_eps=1e-3).load()
+    assert model.segformer.layer_norms[0].eps == 1e-3
+
+
+@pytest.fixture
+def paper_file(tmp_path):
+    """mit_b0.pth in a folder of its own."""
+    state = distinct(official_shapes(**TINY, num_classes=1000))
+    path = tmp_path / "pretrained" / "mit_b0.pth"
+    path.parent.mkdir()
+    torch.save({name: torch.tensor(value) for name, value in state.items()}, path)
+    return path
+
+
+@pytest.mark.parametrize("place", ["file", "folder", "pytorch_model.bin"])
+def test_imagenet_weights_fill_the_encoder_and_leave_the_head(paper_file, place):
+    path = paper_file
+    if place != "file":
+        path = paper_file.parent
+    if place == "pytorch_model.bin":
+        paper_file.rename(path / place)
+    settings = dict(TINY, decoder_hidden_size=12, num_classes=5)
+    flow.manual_seed(3)
+    bare = state_of(SegformerSegmentationLoadImageNetPretrain(**settings))
+    flow.manual_seed(3)
+    model = SegformerSegmentationLoadImageNetPretrain(**settings, pretrained_model_path=str(path))
+    paper = as_here(distinct(official_shapes(**TINY, num_classes=1000)), TINY["depths"], PAPER)
+    expected = {n: paper[n] if n.startswith("segformer.") else bare[n] for n in bare}
+    assert_same(state_of(model), expected)
+
+
+def test_imagenet_weights_fill_a_classifier(paper_file):
+    ours = SegformerForImageClassification
+    settings = dict(TINY, num_classes=1000)
+    model = SegFLoaderImageNet1kPretrain(ours, settings, str(paper_file)).load()
+    state = distinct(official_shapes(**TINY, num_classes=1000))
+    assert_same(state_of(model), as_here(state, TINY["depths"], PAPER))
+    assert not model.training
+
+
+@pytest.fixture
+def libai_checkpoint(tmp_path):
+    """A model with random weights, its settings, and the folder where it is."""
+    settings = dict(TINY, decoder_hidden_size=12, num_classes=5)
+    model = SegformerForSemanticSegmentation(**settings)
+    load_state(model, distinct({n: v.shape for n, v in state_of(model).items()}), "test")
+    local = {name: flow.tensor(value) for name, value in state_of(model).items()}
+    flow.save(local, str(tmp_path / "checkpoint" / "model"))
+    return model, settings, str(tmp_path / "checkpoint")
+
+
+def test_checkpoint_of_libai(libai_checkpoint):
+    model, settings, path = libai_checkpoint
+    loaded = SegFLoaderLiBai(SegformerForSemanticSegmentation, settings, path).load()
+    assert_same(state_of(loaded), state_of(model))
+    assert not loaded.training
+
+
+def test_format_is_told_by_the_folder(libai_checkpoint, tmp_path):
+    model, settings, path = libai_checkpoint
+    settings |= dict(pretrained_model_path="not read")
+    assert_same(state_of(load_weights(settings, path)), state_of(model))
+    huggingface_model(SEGMENTATION, TINY).save_pretrained(tmp_path / "huggingface")
+    expected = as_here(huggingface_state(SEGMENTATION, TINY), TINY["depths"], TRANSFORMERS)
+    assert_same(state_of(load_weights(settings, str(tmp_path / "huggingface"))), expected)
+
+
+# ---- Weights that cannot be used ------------------------------------------------------------
+
+
+def load_folder(path, **options):
+    return SegFLoaderHuggerFace(SegformerForSemanticSegmentation, {}, str(path), **options).load()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    huggingface_model(SEGMENTATION, TINY).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def write_torch(folder, value):
+    """`value` in place of the folder's weights."""
+    (folder / "model.safetensors").unlink()
+    torch.save(value, folder / "pytorch_model.bin")
+
+
+@pytest.fixture
+def misfit(folder):
+    """One tensor is missing, one is too many, one is of another shape."""
+    state = huggingface_model(SEGMENTATION, TINY).state_dict()
+    del state["segformer.encoder.block.1.1.layer_norm_2.bias"]
+    state["segformer.encoder.block.1.2.layer_norm_2.bias"] = torch.zeros(12)
+    state["decode_head.linear_fuse.weight"] = torch.zeros(12, 36, 1, 1)
+    write_torch(folder, state)
+    return folder
+
+
+def test_keys_that_do_not_fit_are_all_named(misfit):
+    with pytest.raises(InputError) as caught:
+        load_folder(misfit)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(misfit) in message
+    assert "1 missing: segformer.blocks.1.1.norm2.bias" in message
+    assert "1 unexpected: segformer.blocks.1.2.norm2.bias" in message
+    assert "head.linear_fuse.weight (12, 36, 1, 1) for (12, 48, 1, 1)" in message
+
+
+def test_what_fits_is_loaded_when_not_strict(misfit):
+    flow.manual_seed(0)
+    state = state_of(load_folder(misfit, strict=False))
+    expected = as_here(huggingface_state(SEGMENTATION, TINY), TINY["depths"], TRANSFORMERS)
+    left = {"segformer.blocks.1.1.norm2.bias", "head.linear_fuse.weight"}
+    for name, value in expected.items():
+        assert (state[name] == value).all() == (name not in left), name
+
+
+def test_imagenet_weights_of_another_size(paper_file):
+    with pytest.raises(InputError, match=r"mit_b0\.pth.*missing: segformer\.blocks\.0\.1\."):
+        SegformerSegmentationLoadImageNetPretrain(
+            **dict(TINY, depths=[2, 2, 1, 1]), pretrained_model_path=str(paper_file)
+        )
+
+
+def test_weights_that_are_not_there(tmp_path):
+    with pytest.raises(InputError, match=r"no weights at .*nowhere\.pth"):
+        SegformerSegmentationLoadImageNetPretrain(
+            **TINY, pretrained_model_path=str(tmp_path / "nowhere.pth")
+        )
+    with pytest.raises(InputError, match=r"no weights in .*pytorch_model\.bin.*mit_b0\.pth"):
+        SegformerSegmentationLoadImageNetPretrain(**TINY, pretrained_model_path=str(tmp_path))
+
+
+def test_folder_without_config(tmp_path, folder):
+    (folder / "config.json").unlink()
+    for path in (folder, tmp_path / "nowhere"):
+        with pytest.raises(InputError, match=r"config\.json.*save_pretrained"):
+            load_folder(path)
+
+
+def test_folder_with_a_broken_config(folder):
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text[: len(text) // 2])
+    with pytest.raises(InputError, match=r"config\.json"):
+        load_folder(folder)
+
+
+def test_folder_without_weights(folder):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"no weights in .*model\.safetensors"):
+        load_folder(folder)
+
+
+@pytest.mark.parametrize("options", [{}, {"safe_serialization": False}], ids=["safetensors", "torch"])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_truncated_file(tmp_path, options, share):
+    huggingface_model(SEGMENTATION, TINY).save_pretrained(tmp_path, **options)
+    file = next(path for path in tmp_path.iterdir() if path.suffix != ".json")
+    content = file.read_bytes()
+    file.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(InputError, match=file.name):
+        load_folder(tmp_path)
+
+
+def test_shard_that_is_missing(tmp_path):
+    huggingface_model(SEGMENTATION, TINY).save_pretrained(tmp_path, max_shard_size="20KB")
+    shard = sorted(tmp_path.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(InputError, match=rf"index\.json names {shard.name}"):
+        load_folder(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "{}"])
+def test_broken_index(tmp_path, content):
+    huggingface_model(SEGMENTATION, TINY).save_pretrained(tmp_path, max_shard_size="20KB")
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(InputError, match=r"index\.json"):
+        load_folder(tmp_path)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}], ids=repr)
+def test_file_that_holds_something_else(folder, content):
+    write_torch(folder, content)
+    with pytest.raises(InputError, match=r"pytorch_model\.bin"):
+        load_folder(folder)
+
+
+def test_state_dict_with_other_things_beside_it(folder):
+    state = huggingface_model(SEGMENTATION, TINY).state_dict()
+    write_torch(folder, {"state_dict": state, "meta": {"epoch": 3}})
+    expected = as_here(huggingface_state(SEGMENTATION, TINY), TINY["depths"], TRANSFORMERS)
+    assert_same(state_of(load_folder(folder)), expected)
+
+
+class Malicious:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "bare pickle"])
+def test_code_in_a_file_does_not_run(folder, is_zip):
+    victim = folder / "victim"
+    write_torch(folder, {"weight": Malicious(victim)})
+    if not is_zip:
+        (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": Malicious(victim)}))
+    with pytest.raises(InputError, match=r"pytorch_model\.bin"):
+        load_folder(folder)
+    assert not victim.exists()
+    pickle.loads(pickle.dumps(Malicious(victim))).close()
+    assert victim.exists()  # it would have
+
+
+def test_broken_checkpoint_of_libai(libai_checkpoint, tmp_path):
+    _, settings, path = libai_checkpoint
+    ours = SegformerForSemanticSegmentation
+    with pytest.raises(InputError, match=r"nowhere.*model"):
+        SegFLoaderLiBai(ours, settings, str(tmp_path / "nowhere")).load()
+    for file in (tmp_path / "checkpoint" / "model").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:-7])
+    with pytest.raises(InputError, match="checkpoint"):
+        SegFLoaderLiBai(ours, settings, path).load()

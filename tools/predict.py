@@ -17,6 +17,7 @@ import numpy as np
 import oneflow as flow
 from libai.config import instantiate
 from libai.config.lazy import locate
+from libai.utils import distributed as dist
 from tqdm import tqdm
 
 from projects.SegFormer.dataset.folder import IMAGE_SUFFIXES, distinct_palette
@@ -35,6 +36,7 @@ def main(arguments: list[str]) -> int:
     args = _parser().parse_args(arguments)
     cfg = load_config(args.config)
     mend_libai()
+    dist.setup_dist_util(cfg.train.dist)
     files = find_images([Path(path) for path in args.images])
     dataset = cfg.dataloader.test[0].dataset
     classes, palette = classes_and_palette(dataset)

@@ -12,7 +12,7 @@ find_python
 config=configs/segformer_quickstart.py
 
 echo "== 1/4 drawing street scenes"
-"$python" tools/draw_street_scenes.py "$folder/data"
+"$python" tools/draw_street_scenes.py "$folder/data" --height 128 --width 256 --train 200
 
 echo "== 2/4 training SegFormer-B0"
 bash tools/train.sh "$config" 1 data.root="$folder/data" train.output_dir="$folder/training"

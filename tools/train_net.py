@@ -37,7 +37,6 @@ def main(arguments: list[str]) -> None:
     overrides = [*args.opts, *(FAST_DEV_RUN if args.fast_dev_run else ())]
     cfg = load_config(args.config_file, overrides)
     mend_libai()
-    cfg.train.dist.pipeline_num_layers = sum(cfg.model.cfg.depths)
     try:
         default_setup(cfg, args)
     except (AssertionError, ValueError) as error:  # sizes that do not divide

@@ -16,6 +16,7 @@ import oneflow as flow
 import torch
 import transformers
 from libai.config import instantiate
+from libai.utils import distributed as dist
 from torch.nn.functional import cross_entropy, interpolate
 from tqdm import tqdm
 
@@ -33,6 +34,7 @@ def main(arguments: list[str]) -> None:
     config_file, folder, *overrides = arguments
     cfg = load_config(config_file, overrides)
     mend_libai()
+    dist.setup_dist_util(cfg.train.dist)
     flow.manual_seed(cfg.train.seed)
     loader = training_loader(cfg)
     reference = transformers_model(instantiate(cfg.model), cfg.model.cfg)
