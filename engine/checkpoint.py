@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,7 @@ class Checkpointer(LiBaiCheckpointer):
         try:
             for key, value in state.items():
                 flow.save(value, str(partial / key))
+            record["saved_at"] = time.time()
             record["files"] = {
                 str(file.relative_to(partial)): file.stat().st_size for file in _files(partial)
             }
@@ -94,16 +96,16 @@ def read_model(path: str) -> dict:
 
 
 def last_checkpoint(folder: str) -> tuple[str, int] | None:
-    """The whole checkpoint with the highest iteration in `folder`: its path and iteration."""
-    found = []
-    for path in sorted(Path(folder).glob("model_*")):
-        record = read_record(path)
-        if record is not None:
-            found.append((record["iteration"], str(path)))
-    if not found:
+    """The whole checkpoint that was saved last in `folder`: its path and iteration.
+
+    By the time of saving: the folder may hold later iterations of an earlier training.
+    """
+    records = {path: read_record(path) for path in Path(folder).glob("model_*")}
+    whole_ones = {path: record for path, record in records.items() if record is not None}
+    if not whole_ones:
         return None
-    iteration, path = max(found)
-    return path, iteration
+    path = max(whole_ones, key=lambda path: whole_ones[path]["saved_at"])
+    return str(path), whole_ones[path]["iteration"]
 
 
 def read_record(path: Path) -> dict | None:

@@ -44,7 +44,6 @@ class SegformerTrainer(DefaultTrainer):
         self._resumed_from = last_checkpoint(cfg.train.output_dir) if cfg.train.resume else None
         cfg.train.start_iter = self._resumed_from[1] + 1 if self._resumed_from else 0
         super().__init__(cfg)
-        self.ignore_index = self.model.ignore_index
 
     # --- building -------------------------------------------------------------------------------
 
@@ -73,7 +72,7 @@ class SegformerTrainer(DefaultTrainer):
         model = build_model(cfg.model)
         size = sum(parameter.numel() for parameter in model.parameters())
         logger.info(f"{type(model).__name__}: {size / 1e6:.2f} M parameters")
-        if cfg.train.load_weight and not cfg.train.resume:
+        if cfg.train.load_weight and cfg.train.start_iter == 0:
             load_state(model, read_model(cfg.train.load_weight), cfg.train.load_weight)
         return model
 
