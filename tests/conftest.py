@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -119,6 +121,19 @@ def losses(output: Path) -> dict[int, float]:
     return dict(found)
 
 
+def tensorboard_scalars(folder: Path) -> dict[tuple[str, int], float]:
+    """(name, iteration) -> value. An event's record is length, checksum, event, checksum."""
+    found = {}
+    for file in sorted(folder.glob("events.out.tfevents.*")):
+        data = file.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            event = Event.FromString(data[12 : 12 + length])
+            found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+            data = data[16 + length :]
+    return found
+
+
 def error_line(process: subprocess.CompletedProcess) -> str:
     """The one line that a tool ended with."""
     assert process.returncode not in (0, None), process.stdout
@@ -134,15 +149,8 @@ def start():
     started = []
 
     def start_process(*command: str, **options) -> subprocess.Popen:
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            **options,
-        )
+        options = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) | options
+        process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **options)
         started.append(process)
         return process
 
@@ -150,7 +158,7 @@ def start():
     for process in started:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.wait()
 
 
 def wait_until(condition: Callable[[], bool], timeout: float = 120) -> None:

@@ -360,7 +360,7 @@ def test_noise_decides_what_is_dropped(cls, shape, own_axes, drop_prob):
 
 @drops
 def test_smallest_and_largest_noise(cls, shape, own_axes):
-    """Noise 0 drops, and the largest float below 1 keeps, however small or large the probability."""
+    """Noise 0 drops, and the largest float below 1 keeps, whatever the probability."""
     noise_shape = [shape[axis] for axis in own_axes]
     for drop_prob in (0.01, 0.99):
         for noise, kept in ((0.0, 0), (1 - 2.0**-24, 1)):

@@ -23,7 +23,7 @@ def model():
 
 
 def group_of(name: str) -> str:
-    """By the name alone: the head; the norms, `norm`, `norm1`, `norm2` and `layer_norms.i`; the rest."""
+    """By the name alone: the head; norm, norm1, norm2 and layer_norms.i; the rest."""
     if name.startswith("head."):
         return "head"
     is_norm = re.search(r"(\.norm[12]?|\.layer_norms\.\d)\.(weight|bias)$", name)
@@ -51,7 +51,7 @@ def test_every_parameter_is_in_its_group_once(model):
     sizes = {"encoder": 0, "norm": 0, "head": 0}
     for name in seen:
         sizes[group_of(name)] += 1
-    # Norms of B0: 4 patch embeddings, 2 in each of 8 blocks, 6 reductions, 4 stages; weight and bias.
+    # Norms of B0: 4 of patch embeddings, 2 in each of 8 blocks, 6 of reductions, 4 of stages.
     assert sizes["norm"] == 2 * (4 + 2 * 8 + 6 + 4)
     assert sizes["head"] == 4 * 2 + 1 + 2 + 2
 

@@ -5,15 +5,25 @@ import os
 import re
 import shutil
 import signal
-import struct
 import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from conftest import CLASSES, CONFIG, error_line, losses, metrics, run_tool, training, wait_until
-from tensorboardX.proto.event_pb2 import Event
+
+from conftest import (
+    CLASSES,
+    CONFIG,
+    error_line,
+    losses,
+    metrics,
+    run_tool,
+    tensorboard_scalars,
+    training,
+    wait_until,
+)
+from projects.SegFormer.engine.checkpoint import last_checkpoint, read_model
 
 TOOL = "tools/train_net.py"
 MODES = ("eager", "graph")
@@ -38,18 +48,6 @@ def evaluation(output: Path) -> dict:
 
 def checkpoint_record(path: Path) -> dict:
     return json.loads((path / "checkpoint.json").read_text())
-
-
-def events(folder: Path) -> list[Event]:
-    """The TensorBoard events in `folder`: records of length, its checksum, data, its checksum."""
-    found = []
-    for file in sorted(folder.glob("events.out.tfevents.*")):
-        data = file.read_bytes()
-        while data:
-            (length,) = struct.unpack("<Q", data[:8])
-            found.append(Event.FromString(data[12 : 12 + length]))
-            data = data[16 + length :]
-    return found
 
 
 # --- what it learns and reports -----------------------------------------------------------------
@@ -96,11 +94,7 @@ def test_metrics_hold_both_evaluations(runs, mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_tensorboard_holds_what_metrics_hold(runs, mode):
-    read = {
-        (value.tag, event.step): value.simple_value
-        for event in events(runs[mode] / "tensorboard")
-        for value in event.summary.value
-    }
+    read = tensorboard_scalars(runs[mode] / "tensorboard")
     expected = {
         (name, line["iteration"]): value
         for line in metrics(runs[mode])
@@ -213,9 +207,8 @@ def test_progress_bar_on_a_terminal(folder_data, tmp_path, start):
     ("mode", "number", "workers"),
     [
         ("eager", signal.SIGKILL, 2),
-        ("graph", signal.SIGKILL, 0),
-        ("eager", signal.SIGINT, 0),
-        pytest.param("graph", signal.SIGTERM, 2, marks=pytest.mark.slow),
+        pytest.param("graph", signal.SIGKILL, 0, marks=pytest.mark.slow),
+        pytest.param("eager", signal.SIGINT, 0, marks=pytest.mark.slow),
     ],
 )
 def test_interrupted_and_resumed(runs, folder_data, tmp_path, start, mode, number, workers):
@@ -231,15 +224,15 @@ def test_interrupted_and_resumed(runs, folder_data, tmp_path, start, mode, numbe
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     done = max(losses(tmp_path))
-    assert done < 24
+    assert 10 < done < 24
     if number == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL
         last = 7 if done < 16 else 15
     else:
         assert process.returncode == 130
         assert stderr.rstrip().endswith("interrupted; --resume goes on from the last checkpoint")
-        last = done - 1  # the step in which the signal came, counted from 0
-        assert (tmp_path / f"model_{last:07d}").is_dir()
+        last = last_checkpoint(str(tmp_path))[1]
+        assert last == done - 1, "the last step that was reported is the one that was saved"
 
     process = run_tool(TOOL, *command, "--resume")
     assert process.returncode == 0, process.stderr
@@ -409,9 +402,8 @@ def test_loss_that_is_not_finite(folder_data, tmp_path, mode):
     assert "loss is not finite at iteration 2" in line and str(tmp_path) in line
     assert list(losses(tmp_path)) == [1, 2]
 
-    weights = f"train.load_weight={tmp_path}/model_0000000"
-    process = run_tool(TOOL, *training(folder_data, tmp_path / "eval", weights, "--eval-only"))
-    assert process.returncode == 0, process.stderr
+    sane = read_model(str(tmp_path / "model_0000000"))
+    assert max(abs(values).max() for values in sane.values()) < 10
 
 
 @pytest.mark.slow

@@ -1,0 +1,383 @@
+"""Checkpoints: what comes back is what went in, and no failure costs one that was whole."""
+
+import logging
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import oneflow as flow
+import pytest
+from oneflow import nn
+
+from conftest import wait_until
+from projects.SegFormer.engine.checkpoint import (
+    Checkpointer,
+    last_checkpoint,
+    read_model,
+    read_record,
+)
+from projects.SegFormer.engine.graph import SegformerGraph
+from projects.SegFormer.engine.hooks import BestCheckpointer, PeriodicCheckpointer
+from projects.SegFormer.engine.optim import warmup_poly
+from projects.SegFormer.model_utils.segf_loader import SegFLoaderLiBai
+from projects.SegFormer.model_utils.weight_files import state_of
+from projects.SegFormer.modeling.errors import InputError
+from projects.SegFormer.modeling.segformer_model import SegformerForSemanticSegmentation
+
+HERE = dict(placement=flow.placement("cpu", ranks=[0]), sbp=flow.sbp.broadcast)
+
+
+class Regression(nn.Module):
+    """A model that a graph compiles in no time, with a running buffer as batch norm has."""
+
+    def __init__(self, seed: int):
+        super().__init__()
+        rng = np.random.default_rng(seed)
+        self.body, self.head = nn.Linear(8, 64), nn.Linear(64, 1)
+        for parameter in self.parameters():
+            parameter.data.copy_(
+                flow.tensor(rng.normal(0, 0.3, parameter.shape).astype(np.float32))
+            )
+        self.register_buffer("scale", flow.tensor([float(seed)]))
+        self.to_global(**HERE)
+
+    def forward(self, x, y):
+        return {"losses": ((self.head(flow.relu(self.body(x))) - y) ** 2).mean()}
+
+
+class Training:
+    """Steps of AdamW under the recipe's schedule, as the trainer makes them in either mode."""
+
+    def __init__(self, folder: Path, mode: str = "eager", seed: int = 1):
+        self.model = Regression(seed)
+        self.optimizer = flow.optim.AdamW(
+            [dict(params=list(self.model.parameters()), lr=1e-2, weight_decay=0.01)]
+        )
+        self.schedule = warmup_poly(self.optimizer, max_iter=10, warmup_iter=2)
+        self.graph = None
+        if mode == "graph":
+            self.graph = SegformerGraph(self.model, self.optimizer, self.schedule)
+        state = dict(graph=self.graph) if self.graph else dict(optimizer=self.optimizer)
+        self.checkpointer = Checkpointer(
+            self.model, str(folder), **state, lr_scheduler=self.schedule
+        )
+
+    def steps(self, *iterations: int) -> list[float]:
+        losses = []
+        for iteration in iterations:
+            x = np.random.default_rng(iteration).normal(size=(16, 8)).astype(np.float32)
+            batch = dict(x=flow.tensor(x, **HERE), y=flow.tensor(x.prod(1, keepdims=True), **HERE))
+            if self.graph:
+                loss = self.graph(**batch)["losses"]
+            else:
+                loss = self.model(**batch)["losses"]
+                loss.backward()
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            self.schedule.step()
+            losses.append(loss.numpy().item())
+        return losses
+
+
+@pytest.fixture
+def checkpointer(tmp_path) -> Checkpointer:
+    return Training(tmp_path).checkpointer
+
+
+@contextmanager
+def files_of_at_most(size: int):
+    """What a full disk does: no file can be written beyond `size` bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@contextmanager
+def log_of(name: str, caplog):
+    """LiBai's logger may not hand its lines on to pytest."""
+    logger = logging.getLogger(f"libai.projects.SegFormer.engine.{name}")
+    logger.addHandler(caplog.handler)
+    try:
+        yield caplog
+    finally:
+        logger.removeHandler(caplog.handler)
+
+
+# --- there and back -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+def test_what_is_loaded_goes_on_as_what_was_saved(tmp_path, mode):
+    saved = Training(tmp_path, mode)
+    saved.steps(0, 1, 2, 3)
+    saved.checkpointer.save("model_0000003", 3)
+    expected = saved.steps(4, 5, 6)
+
+    loaded = Training(tmp_path, mode, seed=2)
+    loaded.checkpointer.load_training_state(str(tmp_path / "model_0000003"))
+    assert loaded.steps(4, 5, 6) == expected
+    for key, value in state_of(saved.model).items():
+        np.testing.assert_array_equal(state_of(loaded.model)[key], value, err_msg=key)
+
+
+def test_optimizer_state_matters(tmp_path):
+    """Else the test above could not see whether it came back."""
+    saved = Training(tmp_path)
+    saved.steps(0, 1, 2, 3)
+    saved.checkpointer.save("model_0000003", 3)
+    expected = saved.steps(4, 5, 6)
+    loaded = Training(tmp_path, seed=2)
+    del loaded.checkpointer.checkpointables["optimizer"]
+    loaded.checkpointer.load_training_state(str(tmp_path / "model_0000003"))
+    assert loaded.steps(4, 5, 6) != expected
+
+
+def test_record_is_kept(checkpointer, tmp_path):
+    checkpointer.save("model_best", 41, mIoU=12.5)
+    record = read_record(tmp_path / "model_best")
+    assert (record["iteration"], record["mIoU"]) == (41, 12.5)
+
+
+def test_loader_reads_a_checkpoint(tmp_path):
+    settings = dict(
+        hidden_sizes=[8, 16, 24, 32],
+        num_attention_heads=[1, 2, 3, 4],
+        depths=[1, 1, 1, 1],
+        decoder_hidden_size=16,
+        num_classes=3,
+    )
+    flow.manual_seed(7)
+    model = SegformerForSemanticSegmentation(**settings)
+    Checkpointer(model, str(tmp_path)).save("model_final", 0)
+    flow.manual_seed(8)
+    loader = SegFLoaderLiBai(
+        SegformerForSemanticSegmentation, settings, str(tmp_path / "model_final")
+    )
+    loaded = state_of(loader.load())
+    expected = state_of(model)
+    assert loaded.keys() == expected.keys()
+    for key, value in expected.items():
+        np.testing.assert_array_equal(loaded[key], value, err_msg=key)
+
+
+def test_no_checkpoint_is_an_error(checkpointer, tmp_path):
+    assert last_checkpoint(str(tmp_path)) is None
+    with pytest.raises(InputError, match=r"no checkpoint at .*/nowhere: expected a folder"):
+        checkpointer.load_training_state(str(tmp_path / "nowhere"))
+
+
+# --- failures in the middle of a save -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 100, 1000])
+@pytest.mark.parametrize("name", ["model_0000002", "model_0000001"])
+def test_full_disk(tmp_path, size, name):
+    """Also when the checkpoint that cannot be written is to replace the one before."""
+    training = Training(tmp_path)
+    training.checkpointer.save("model_0000001", 1)
+    before = {key: value.copy() for key, value in state_of(training.model).items()}
+    training.steps(2)
+    with files_of_at_most(size), pytest.raises(OSError):
+        training.checkpointer.save(name, 2)
+    assert os.listdir(tmp_path) == ["model_0000001"]
+    assert last_checkpoint(str(tmp_path)) == (str(tmp_path / "model_0000001"), 1)
+    found = read_model(str(tmp_path / "model_0000001"))
+    for key, value in before.items():
+        np.testing.assert_array_equal(found[key], value, err_msg=key)
+    training.checkpointer.save(name, 2)
+    assert last_checkpoint(str(tmp_path)) == (str(tmp_path / name), 2)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, value):
+    training = Training(tmp_path)
+    training.checkpointer.save("model_0000001", 1)
+    training.model.head.weight.data.copy_(flow.full((1, 64), value, **HERE))
+    with pytest.raises(FloatingPointError, match=r"head\.weight .* iteration 2.* model_0000002"):
+        training.checkpointer.save("model_0000002", 2)
+    assert os.listdir(tmp_path) == ["model_0000001"]
+
+
+SAVES_FOR_EVER = """
+import sys
+import oneflow as flow
+from projects.SegFormer.engine.checkpoint import Checkpointer
+model = flow.nn.Sequential(*(flow.nn.Linear(32, 32) for _ in range(8)))
+checkpointer = Checkpointer(model, sys.argv[1])
+for iteration in range(1_000_000):
+    for parameter in model.parameters():
+        flow.nn.init.constant_(parameter, iteration)
+    checkpointer.save(f"model_{iteration:07d}", iteration)
+    print(iteration, flush=True)
+"""
+
+
+def test_kill_in_the_middle_of_a_save(tmp_path, start):
+    folders = [tmp_path / str(index) for index in range(4)]
+    processes = []
+    for folder in folders:
+        folder.mkdir()
+        with open(folder / "saved", "w") as saved:
+            processes.append(start(sys.executable, "-c", SAVES_FOR_EVER, str(folder), stdout=saved))
+    rng = np.random.default_rng(0)
+    caught = 0
+    for folder, process in zip(folders, processes):
+        wait_until(lambda: len((folder / "saved").read_text()) > 10)  # noqa: B023
+        time.sleep(rng.uniform(0, 0.05))
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        caught += len(list(folder.glob(".*")))
+        path, iteration = last_checkpoint(str(folder))
+        last = int((folder / "saved").read_text().split()[-1])
+        assert iteration in (last, last + 1)  # killed before it could say so
+        assert {value.mean() for value in read_model(path).values()} == {iteration}
+    assert caught, "no kill fell into a save"
+
+
+def test_leftovers_of_a_kill_are_cleared(checkpointer, tmp_path):
+    partial = tmp_path / ".model_0000002.partial"
+    partial.mkdir()
+    (partial / "half").write_text("half")
+    checkpointer.save("model_0000002", 2)
+    assert os.listdir(tmp_path) == ["model_0000002"]
+    assert "half" not in read_record(tmp_path / "model_0000002")["files"]
+
+
+def cut(path: Path) -> None:
+    file = max((path / "optimizer").iterdir(), key=lambda file: file.stat().st_size)
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def delete_a_file(path: Path) -> None:
+    (path / "lr_scheduler" / "pickled_data").unlink()
+
+
+def delete_the_record(path: Path) -> None:
+    (path / "checkpoint.json").unlink()
+
+
+def cut_the_record(path: Path) -> None:
+    os.truncate(path / "checkpoint.json", 20)
+
+
+@pytest.mark.parametrize("damage", [cut, delete_a_file, delete_the_record, cut_the_record])
+def test_damaged_checkpoint_is_passed_over(checkpointer, tmp_path, caplog, damage):
+    checkpointer.save("model_0000001", 1)
+    checkpointer.save("model_0000002", 2)
+    damage(tmp_path / "model_0000002")
+    with log_of("checkpoint", caplog):
+        assert last_checkpoint(str(tmp_path)) == (str(tmp_path / "model_0000001"), 1)
+    warning = caplog.records[0]
+    assert warning.levelname == "WARNING" and "model_0000002" in warning.getMessage()
+
+
+# --- the hooks that save ------------------------------------------------------------------------
+
+
+def hooked(hook, max_iter: int, start_iter: int = 0):
+    """The hook with a trainer to look at."""
+    latest = {}
+    hook.trainer = SimpleNamespace(
+        iter=start_iter,
+        start_iter=start_iter,
+        max_iter=max_iter,
+        storage=SimpleNamespace(latest=lambda: latest),
+        scores=latest,
+    )
+    hook.before_train()
+    return hook
+
+
+def run(hook, *iterations: int, mIoU: float | None = None) -> None:
+    for iteration in iterations:
+        hook.trainer.iter = iteration
+        if mIoU is not None:
+            hook.trainer.scores["mIoU"] = (mIoU, iteration)
+        hook.after_step()
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+def test_last_checkpoints_are_kept(checkpointer, tmp_path):
+    hook = hooked(PeriodicCheckpointer(checkpointer, period=2, max_to_keep=2), max_iter=9)
+    checkpointer.save("model_best", 0)
+    run(hook, *range(9))
+    assert names(tmp_path) == ["model_0000005", "model_0000007", "model_best", "model_final"]
+    assert last_checkpoint(str(tmp_path)) == (str(tmp_path / "model_final"), 8)
+
+
+def test_training_goes_on_after_a_failed_save(checkpointer, tmp_path, caplog):
+    hook = hooked(PeriodicCheckpointer(checkpointer, period=1, max_to_keep=1), max_iter=4)
+    run(hook, 0)
+    with log_of("hooks", caplog), files_of_at_most(100):
+        run(hook, 1)
+    assert "could not save model_0000001" in caplog.text
+    assert names(tmp_path) == ["model_0000000"]
+    run(hook, 2)
+    assert names(tmp_path) == ["model_0000002"]
+    with files_of_at_most(100), pytest.raises(OSError):  # nothing would be left of the training
+        run(hook, 3)
+
+
+def test_new_checkpoints_outlive_those_of_an_earlier_training(checkpointer, tmp_path):
+    """In one folder, without --resume: what this training saves is what a resume goes on from."""
+    for iteration in (97, 98, 99):
+        checkpointer.save(f"model_{iteration:07d}", iteration)
+    hook = hooked(PeriodicCheckpointer(checkpointer, period=1, max_to_keep=2), max_iter=100)
+    run(hook, 0, 1, 2)
+    assert {"model_0000001", "model_0000002"} <= set(names(tmp_path))
+    assert last_checkpoint(str(tmp_path))[1] == 2
+
+
+def test_best_checkpoint_is_kept_across_a_resume(checkpointer, tmp_path):
+    best = tmp_path / "model_best"
+
+    def new_hook(start_iter):
+        return hooked(
+            BestCheckpointer(checkpointer, 2, "mIoU"), max_iter=100, start_iter=start_iter
+        )
+
+    hook = new_hook(0)
+    run(hook, 1, mIoU=50.0)
+    run(hook, 3, mIoU=40.0)
+    run(hook, 4, mIoU=90.0)  # not a multiple of the period: the score of another evaluation
+    assert read_record(best)["mIoU"] == 50.0
+    hook = new_hook(5)
+    run(hook, 5, mIoU=45.0)
+    assert (read_record(best)["mIoU"], read_record(best)["iteration"]) == (50.0, 1)
+    run(hook, 7, mIoU=float("nan"))
+    assert read_record(best)["mIoU"] == 50.0
+    run(hook, 9, mIoU=60.0)
+    assert (read_record(best)["mIoU"], read_record(best)["iteration"]) == (60.0, 9)
+    run(new_hook(0), 1, mIoU=10.0)  # another training
+    assert read_record(best)["mIoU"] == 10.0
+
+
+def test_damaged_best_checkpoint_is_replaced(checkpointer, tmp_path):
+    checkpointer.save("model_best", 1, mIoU=50.0)
+    shutil.rmtree(tmp_path / "model_best" / "model")
+    hook = hooked(BestCheckpointer(checkpointer, 2, "mIoU"), max_iter=100, start_iter=2)
+    run(hook, 3, mIoU=20.0)
+    assert read_record(tmp_path / "model_best")["mIoU"] == 20.0
+
+
+def test_best_of_the_last_evaluation_is_kept(checkpointer, tmp_path):
+    """It comes after the last step, when the score is there."""
+    hook = hooked(BestCheckpointer(checkpointer, 2, "mIoU"), max_iter=4)
+    run(hook, 1, mIoU=50.0)
+    run(hook, 3)
+    hook.trainer.scores["mIoU"] = (70.0, 4)
+    hook.after_train()
+    assert read_record(tmp_path / "model_best")["mIoU"] == 70.0

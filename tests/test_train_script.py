@@ -1,0 +1,130 @@
+"""tools/train.sh: its two forms, its errors, and several processes on one machine."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import CONFIG, losses, training, wait_until
+
+# train.sh takes the Python that it finds.
+ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+@pytest.fixture
+def train_sh(start):
+    """Run tools/train.sh to its end: exit code, standard output, standard error."""
+
+    def run(*arguments: str, timeout: float = 200, **environment: str) -> tuple[int, str, str]:
+        environment = ENVIRONMENT | environment
+        process = start("bash", "tools/train.sh", *arguments, env=environment)
+        stdout, stderr = process.communicate(timeout=timeout)
+        return process.returncode, stdout, stderr
+
+    return run
+
+
+def overrides(folder_data: Path, output: Path, *more: str) -> list[str]:
+    return training(folder_data, output, *more)[2:]
+
+
+def evaluation(output: Path) -> dict:
+    return json.loads((output / "evaluation.json").read_text())
+
+
+def processes_with(word: str) -> list[int]:
+    """Processes that have `word` in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if word in path.read_text():
+                found.append(int(path.parent.name))
+        except OSError:  # it has ended
+            continue
+    return found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), ["usage: bash tools/train.sh", "CONFIG GPUS"]),
+        ((CONFIG,), ["usage"]),
+        ((CONFIG, "zero"), ["usage"]),
+        ((CONFIG, "0"), ["usage"]),
+        (("tools/train_net.py", CONFIG), ["usage"]),
+        (("configs/not_there.py", "1"), ["no such file", "configs/not_there.py"]),
+        (("tools/not_there.py", CONFIG, "1"), ["no such file", "tools/not_there.py"]),
+    ],
+)
+def test_usage_errors(train_sh, arguments, words):
+    code, stdout, stderr = train_sh(*arguments)
+    assert code == 2 and not stdout
+    assert stderr.startswith("train: ") and stderr.count("\n") == 1
+    assert all(word in stderr for word in words), stderr
+
+
+def test_several_machines_need_an_address(train_sh):
+    code, _, stderr = train_sh(CONFIG, "1", NODE="2", ADDR="")
+    assert code == 2 and "ADDR" in stderr
+
+
+def test_two_processes_train_as_one(train_sh, folder_data, trained, tmp_path):
+    """The same global batch, a rank its half; LiBai's form of the command."""
+    more = (
+        "train.train_iter=6",
+        "train.dist.data_parallel_size=2",
+        "train.evaluation.enabled=False",
+    )
+    command = ("tools/train_net.py", CONFIG, "2", *overrides(folder_data, tmp_path / "two", *more))
+    code, _, stderr = train_sh(*command)
+    assert code == 0, stderr
+    more = ("train.train_iter=6", "train.evaluation.enabled=False")
+    code, _, stderr = train_sh(CONFIG, "1", *overrides(folder_data, tmp_path / "one", *more))
+    assert code == 0, stderr
+    one, two = (losses(tmp_path / name) for name in ("one", "two"))
+    assert list(one) == list(two) == [1, 2, 3, 4, 5, 6]
+    assert one[6] < one[1] - 0.05
+    np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=0, atol=1e-4)
+
+
+def test_two_processes_evaluate_every_image_once(train_sh, folder_data, trained, tmp_path):
+    """Five images on two ranks: one rank has nothing to count in the last batch."""
+    more = ("train.dist.data_parallel_size=2", f"train.load_weight={trained}/model_final")
+    code, _, stderr = train_sh(CONFIG, "2", "--eval-only", *overrides(folder_data, tmp_path, *more))
+    assert code == 0, stderr
+    assert evaluation(tmp_path) == evaluation(trained)
+
+
+@pytest.mark.slow
+def test_error_on_two_processes_ends_both(train_sh, folder_data, tmp_path):
+    more = ("train.dist.data_parallel_size=2", "data.root=/not/there")
+    code, stdout, stderr = train_sh(
+        CONFIG, "2", *overrides(folder_data, tmp_path, *more), timeout=60
+    )
+    assert code != 0
+    assert "error: /not/there: 0 images" in stderr
+    assert not processes_with(str(tmp_path))
+
+
+@pytest.mark.slow
+def test_interrupted_processes_leave_none_behind(folder_data, tmp_path, start):
+    """Ctrl-C in a terminal reaches the whole process group."""
+    more = ("train.train_iter=100000", "train.dist.data_parallel_size=2")
+    command = overrides(folder_data, tmp_path, *more)
+    process = start("bash", "tools/train.sh", CONFIG, "2", *command, env=ENVIRONMENT)
+    reported = tmp_path / "metrics.json"
+    wait_until(
+        lambda: process.poll() is not None or reported.exists() and len(losses(tmp_path)) > 2
+    )
+    assert len(processes_with(str(tmp_path))) >= 3  # the launcher and its ranks
+    asked = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode != 0
+    wait_until(lambda: not processes_with(str(tmp_path)), timeout=20)
+    assert time.monotonic() - asked < 20
