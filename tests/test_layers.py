@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from libai.utils import distributed as dist
 
+from conftest import delayed
 from projects.SegFormer.modeling.layers import (
     BatchNorm,
     ChannelDropout,
@@ -64,7 +65,7 @@ class TrainingGraph(flow.nn.Graph):
     def build(self, *inputs):
         out, loss = self.module(*inputs)
         loss.backward()
-        return out
+        return delayed(out)
 
 
 def values(probe) -> dict[str, np.ndarray]:

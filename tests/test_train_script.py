@@ -2,31 +2,40 @@
 
 import json
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from conftest import CONFIG, losses, training, wait_until
+from conftest import CONFIG, ROOT, losses, training, wait_until
 
 # train.sh takes the Python that it finds.
 ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
-@pytest.fixture
-def train_sh(start):
+def train_sh(*arguments: str, timeout: float = 200, **environment: str) -> tuple[int, str, str]:
     """Run tools/train.sh to its end: exit code, standard output, standard error."""
-
-    def run(*arguments: str, timeout: float = 200, **environment: str) -> tuple[int, str, str]:
-        environment = ENVIRONMENT | environment
-        process = start("bash", "tools/train.sh", *arguments, env=environment)
+    process = subprocess.Popen(
+        ["bash", "tools/train.sh", *arguments],
+        cwd=ROOT,
+        env=ENVIRONMENT | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
         stdout, stderr = process.communicate(timeout=timeout)
-        return process.returncode, stdout, stderr
-
-    return run
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, stdout, stderr
 
 
 def overrides(folder_data: Path, output: Path, *more: str) -> list[str]:
@@ -61,38 +70,61 @@ def processes_with(word: str) -> list[int]:
         (("tools/not_there.py", CONFIG, "1"), ["no such file", "tools/not_there.py"]),
     ],
 )
-def test_usage_errors(train_sh, arguments, words):
+def test_usage_errors(arguments, words):
     code, stdout, stderr = train_sh(*arguments)
     assert code == 2 and not stdout
     assert stderr.startswith("train: ") and stderr.count("\n") == 1
     assert all(word in stderr for word in words), stderr
 
 
-def test_several_machines_need_an_address(train_sh):
+def test_several_machines_need_an_address():
     code, _, stderr = train_sh(CONFIG, "1", NODE="2", ADDR="")
     assert code == 2 and "ADDR" in stderr
 
 
-def test_two_processes_train_as_one(train_sh, folder_data, trained, tmp_path):
-    """The same global batch, a rank its half; LiBai's form of the command."""
+@pytest.fixture(scope="module")
+def two_processes(folder_data, tmp_path_factory) -> Path:
+    """The output folder of a training on two processes, started in LiBai's form."""
+    output = tmp_path_factory.mktemp("two_processes")
+    code, _, stderr = train_sh("tools/train_net.py", *short_training(folder_data, output, 2))
+    assert code == 0, stderr
+    return output
+
+
+def short_training(folder_data: Path, output: Path, processes: int) -> list[str]:
     more = (
         "train.train_iter=6",
-        "train.dist.data_parallel_size=2",
+        "train.checkpointer.period=3",
         "train.evaluation.enabled=False",
+        f"train.dist.data_parallel_size={processes}",
     )
-    command = ("tools/train_net.py", CONFIG, "2", *overrides(folder_data, tmp_path / "two", *more))
-    code, _, stderr = train_sh(*command)
+    return [CONFIG, str(processes), *overrides(folder_data, output, *more)]
+
+
+def test_two_processes_train_as_one(folder_data, two_processes, tmp_path):
+    """Of the same global batch each has its half."""
+    code, _, stderr = train_sh(*short_training(folder_data, tmp_path, 1))
     assert code == 0, stderr
-    more = ("train.train_iter=6", "train.evaluation.enabled=False")
-    code, _, stderr = train_sh(CONFIG, "1", *overrides(folder_data, tmp_path / "one", *more))
-    assert code == 0, stderr
-    one, two = (losses(tmp_path / name) for name in ("one", "two"))
+    one, two = losses(tmp_path), losses(two_processes)
     assert list(one) == list(two) == [1, 2, 3, 4, 5, 6]
     assert one[6] < one[1] - 0.05
     np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=0, atol=1e-4)
 
 
-def test_two_processes_evaluate_every_image_once(train_sh, folder_data, trained, tmp_path):
+@pytest.mark.slow
+def test_two_processes_resume(folder_data, two_processes, tmp_path):
+    output = tmp_path / "interrupted"
+    shutil.copytree(two_processes, output)
+    for name in ("model_final", "model_0000005"):
+        shutil.rmtree(output / name, ignore_errors=True)
+    code, stdout, stderr = train_sh(*short_training(folder_data, output, 2), "--resume")
+    assert code == 0, stderr
+    assert "Training from iteration 3 to 6" in stdout
+    assert losses(output) == losses(two_processes)
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_every_image_once(folder_data, trained, tmp_path):
     """Five images on two ranks: one rank has nothing to count in the last batch."""
     more = ("train.dist.data_parallel_size=2", f"train.load_weight={trained}/model_final")
     code, _, stderr = train_sh(CONFIG, "2", "--eval-only", *overrides(folder_data, tmp_path, *more))
@@ -101,7 +133,7 @@ def test_two_processes_evaluate_every_image_once(train_sh, folder_data, trained,
 
 
 @pytest.mark.slow
-def test_error_on_two_processes_ends_both(train_sh, folder_data, tmp_path):
+def test_error_on_two_processes_ends_both(folder_data, tmp_path):
     more = ("train.dist.data_parallel_size=2", "data.root=/not/there")
     code, stdout, stderr = train_sh(
         CONFIG, "2", *overrides(folder_data, tmp_path, *more), timeout=60
