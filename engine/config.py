@@ -46,9 +46,11 @@ def _check(config: DictConfig, override: str) -> None:
     parts = key.split(".")
     for depth, part in enumerate(parts):
         names = _names(node)
+        where = ".".join(parts[:depth]) or "the config"
+        if not names:
+            raise InputError(f"no {part!r} in {where}: that is a value, without keys of its own")
         if part not in names:
             near = difflib.get_close_matches(part, names, n=3) or names
-            where = ".".join(parts[:depth]) or "the config"
             raise InputError(f"no {part!r} in {where}: did you mean {', '.join(near)}?")
         node = OmegaConf.select(config, ".".join(parts[: depth + 1]))
 
