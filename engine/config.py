@@ -12,7 +12,7 @@ from projects.SegFormer.modeling.errors import InputError
 def load_config(file: str, overrides: list[str] | None = None) -> DictConfig:
     """The config in `file`, with `overrides` of the form "key.subkey=value" applied.
 
-    `cfg` in the file is the model's config: "cfg.num_classes=3" means "model.cfg.num_classes=3".
+    `cfg` in the file is the model's config, and "cfg.num_classes=3" means "model.cfg.num_classes=3".
 
     Raises:
         InputError: no such file, not a config, or a key that is not there (nearest names are told).
@@ -26,7 +26,8 @@ def load_config(file: str, overrides: list[str] | None = None) -> DictConfig:
     for name in ("train", "model", "dataloader", "optim", "graph"):
         if name not in config:
             raise InputError(f"{file} is not a config to run: it has no `{name}`")
-    config.pop("cfg", None)
+    if "cfg" in config:  # edits of it in the file count, also those after `model` was made
+        config.model.cfg = config.pop("cfg")
     overrides = [
         "model." + override if override.startswith("cfg.") else override
         for override in overrides or []

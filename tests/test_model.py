@@ -26,8 +26,9 @@ from projects.SegFormer.modeling.segformer_model import (
     SegformerForSemanticSegmentation,
 )
 
-# The paper's table 6: depths, channels, channels of the head, and millions of parameters of encoder
-# and head (table 1).
+torch.set_num_threads(1)  # several wait for each other where the cores are busy
+
+# The paper's tables 6 and 1: depths, channels, of the head, millions of parameters of encoder, head.
 PAPER = {
     "b0": ([2, 2, 2, 2], [32, 64, 160, 256], 256, 3.4, 0.4),
     "b1": ([2, 2, 2, 2], [64, 128, 320, 512], 256, 13.1, 0.6),

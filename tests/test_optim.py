@@ -12,7 +12,10 @@ from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.engine.graph import SegformerGraph
 from projects.SegFormer.engine.optim import param_groups, warmup_poly
 from projects.SegFormer.modeling.layers import parameter
-from projects.SegFormer.modeling.segformer_model import SegformerForSemanticSegmentation
+from projects.SegFormer.modeling.segformer_model import (
+    SegformerForSemanticSegmentation,
+    assign,
+)
 
 # ---- Parameter groups -----------------------------------------------------------------------
 
@@ -99,14 +102,15 @@ def factor(step, warmup_iter, power, warmup_factor=1e-6):
 
 
 class Slopes(flow.nn.Module):
-    """A number for each group, all zero; the loss is their sum, so that every gradient is 1."""
+    """A number for each group, all zero; every gradient is `slope`."""
 
-    def __init__(self):
+    def __init__(self, slope=1.0):
         super().__init__()
+        self.slope = slope
         self.a, self.b, self.c = (parameter((1,), 0) for _ in RATES)
 
     def forward(self):
-        return {"losses": delayed((self.a + self.b + self.c).sum())}
+        return {"losses": delayed(self.slope * (self.a + self.b + self.c).sum())}
 
     def values(self):
         return np.array([number.numpy()[0] for number in self.parameters()], np.float64)
@@ -164,3 +168,27 @@ def test_rate_that_a_graph_applies(schedule):
         factors = (before - after) / RATES
         np.testing.assert_allclose(factors, factor(step, **schedule), rtol=0, atol=2e-6)
         before = after
+
+
+@pytest.mark.parametrize("in_graph", [False, True], ids=["eager", "graph"])
+def test_decay_that_a_step_applies(in_graph):
+    """Where the gradient is 0, AdamW takes rate times decay of each parameter, group by group."""
+    decays = np.array([0.0, 0.2, 0.01])
+    module = Slopes(slope=0.0)
+    groups = []
+    for number, rate, decay in zip(module.parameters(), RATES, decays):
+        assign(number, np.ones(1))
+        groups.append(dict(params=[number], lr=rate, weight_decay=decay))
+    optimizer = flow.optim.AdamW(groups, lr=1.0)
+    scheduler = warmup_poly(optimizer, max_iter=MAX_ITER, warmup_iter=6)
+    graph = SegformerGraph(module, optimizer, scheduler) if in_graph else None
+    expected = np.ones(3)
+    for step in range(MAX_ITER):
+        if in_graph:
+            graph()["losses"].numpy()
+        else:
+            module()["losses"].backward()
+            optimizer.step()
+            scheduler.step()
+        expected *= 1 - factor(step, warmup_iter=6, power=1.0) * np.array(RATES) * decays
+        np.testing.assert_allclose(module.values(), expected, rtol=1e-5)

@@ -24,6 +24,8 @@ from projects.SegFormer.tools.train_transformers import (
     transformers_model,
 )
 
+torch.set_num_threads(1)  # several wait for each other where the cores are busy
+
 STEPS = 20
 
 
@@ -98,7 +100,7 @@ def expected_losses(overrides):
     return losses
 
 
-# The recipe, and rates at which the loss halves and it shows what is decayed.
+# The recipe, and rates at which the loss halves.
 RECIPE, STRONG = (), ("optim.params.lr=1e-3", "optim.params.weight_decay=1")
 
 
