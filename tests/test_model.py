@@ -28,7 +28,7 @@ from projects.SegFormer.modeling.segformer_model import (
 
 torch.set_num_threads(1)  # several wait for each other where the cores are busy
 
-# The paper's tables 6 and 1: depths, channels, of the head, millions of parameters of encoder, head.
+# The paper's tables 6 and 1: depths, channels, the head's channels, and millions of parameters.
 PAPER = {
     "b0": ([2, 2, 2, 2], [32, 64, 160, 256], 256, 3.4, 0.4),
     "b1": ([2, 2, 2, 2], [64, 128, 320, 512], 256, 13.1, 0.6),
@@ -77,16 +77,13 @@ def test_structure_and_parameter_counts(size, kind):
     """The tensors of every config are those of transformers, in name and shape."""
     depths, hidden_sizes, head_size, encoder_millions, head_millions = PAPER[size]
     if kind == "segmentation":
-        reference_class, num_classes = SEGMENTATION[1], 150
+        reference_class, classes = SEGMENTATION[1], 150
         file = ROOT / "configs/models" / f"mit_{size}.py"
     else:
-        reference_class, num_classes = CLASSIFICATION[1], 1000
+        reference_class, classes = CLASSIFICATION[1], 1000
         file = ROOT / "configs/models/classification" / f"mit_cls_{size}.py"
     config = transformers.SegformerConfig(
-        depths=depths,
-        hidden_sizes=hidden_sizes,
-        decoder_hidden_size=head_size,
-        num_labels=num_classes,
+        depths=depths, hidden_sizes=hidden_sizes, decoder_hidden_size=head_size, num_labels=classes
     )
     with transformers.modeling_utils.no_init_weights():
         expected = {
@@ -95,8 +92,8 @@ def test_structure_and_parameter_counts(size, kind):
             if not name.endswith("num_batches_tracked")
         }
     model = instantiate(LazyConfig.load(str(file)).model)
-    state = state_of(model)
-    assert {name: value.shape for name, value in from_here(state, HUGGINGFACE).items()} == expected
+    state = from_here(state_of(model), HUGGINGFACE)
+    assert {name: value.shape for name, value in state.items()} == expected
 
     assert [len(blocks) for blocks in model.segformer.blocks] == depths
     if kind == "segmentation":
