@@ -12,7 +12,7 @@ from projects.SegFormer.modeling.errors import InputError
 def load_config(file: str, overrides: list[str] | None = None) -> DictConfig:
     """The config in `file`, with `overrides` of the form "key.subkey=value" applied.
 
-    `cfg` in the file is the model's config, and "cfg.num_classes=3" means "model.cfg.num_classes=3".
+    `cfg` in the file is the model's config: "cfg.num_classes=3" is "model.cfg.num_classes=3".
 
     Raises:
         InputError: no such file, not a config, or a key that is not there (nearest names are told).

@@ -1,11 +1,14 @@
 """tools/train_net.py as a person runs it: what it learns and reports, and how it ends."""
 
+import fcntl
 import json
 import os
 import re
 import shutil
 import signal
+import struct
 import sys
+import termios
 from pathlib import Path
 
 import cv2
@@ -184,6 +187,7 @@ def test_accumulation_in_both_modes(folder_data, tmp_path):
 @pytest.mark.slow
 def test_progress_bar_on_a_terminal(folder_data, tmp_path, start):
     terminal, end = os.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))  # rows, columns
     command = training(
         folder_data, tmp_path, "train.train_iter=6", "train.evaluation.enabled=False"
     )
