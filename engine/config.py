@@ -3,6 +3,7 @@
 import difflib
 import os
 
+import yaml
 from libai.config import LazyConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -21,7 +22,7 @@ def load_config(file: str, overrides: list[str] | None = None) -> DictConfig:
         raise InputError(f"no config file {file}")
     try:
         config = LazyConfig.load(file)
-    except (SyntaxError, ImportError, ValueError) as error:
+    except (SyntaxError, ImportError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"cannot load the config {file}: {error}") from error
     for name in ("train", "model", "dataloader", "optim", "graph"):
         if name not in config:
@@ -34,7 +35,13 @@ def load_config(file: str, overrides: list[str] | None = None) -> DictConfig:
     ]
     for override in overrides:
         _check(config, override)
-    config = LazyConfig.apply_overrides(config, overrides)
+        try:
+            config = LazyConfig.apply_overrides(config, [override])
+        except Exception as error:  # Hydra's and OmegaConf's have no common class
+            raise InputError(
+                f"cannot read the override {override!r}: a list is [1,2], a text with signs is "
+                "'in quotes'"
+            ) from error
     config.train.dist.pipeline_num_layers = sum(config.model.cfg.depths)
     return config
 

@@ -1,6 +1,5 @@
 """Loaders: a model class, a config and a path in; a model with those weights out."""
 
-import json
 import os
 
 import numpy as np
@@ -10,6 +9,7 @@ from projects.SegFormer.model_utils.key_rules import HUGGINGFACE, LIBAI, KeyForm
 from projects.SegFormer.model_utils.weight_files import (
     find_weight_files,
     load_state,
+    read_json,
     read_weights,
 )
 from projects.SegFormer.modeling.errors import InputError
@@ -80,8 +80,7 @@ class SegFLoaderHuggerFace(SegFLoader):
         file = os.path.join(self.path, "config.json")
         if not os.path.isfile(file):
             raise InputError(f"no config.json in {self.path}: expected a save_pretrained folder")
-        with open(file, encoding="utf-8") as stream:
-            stored = json.load(stream)
+        stored = read_json(file)
         config = {
             ours: stored[theirs] for theirs, ours in HUGGINGFACE_CONFIG.items() if theirs in stored
         }

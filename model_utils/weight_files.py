@@ -29,14 +29,26 @@ def find_weight_files(path: str, names: tuple[str, ...]) -> list[str]:
             return [file]
         index = file + ".index.json"
         if os.path.isfile(index):
-            with open(index, encoding="utf-8") as stream:
-                shards = sorted(set(json.load(stream)["weight_map"].values()))
+            shards = sorted(set(read_json(index, "weight_map")["weight_map"].values()))
             files = [os.path.join(path, shard) for shard in shards]
             for shard in files:
                 if not os.path.isfile(shard):
                     raise InputError(f"{index} names {os.path.basename(shard)}, which is not there")
             return files
     raise InputError(f"no weights in {path}: expected one of {', '.join(names)}")
+
+
+def read_json(file: str, *names: str) -> dict:
+    """The JSON object in `file`. Raises InputError when it is not one that has `names`."""
+    try:
+        with open(file, encoding="utf-8") as stream:
+            content = json.load(stream)
+    except ValueError as error:
+        raise InputError(f"{file} is not JSON ({error}): download it again") from error
+    missing = [name for name in names if not isinstance(content, dict) or name not in content]
+    if missing:
+        raise InputError(f"{file} has no {', '.join(missing)}: download it again")
+    return content
 
 
 def read_weights(file: str) -> dict[str, np.ndarray]:
@@ -52,8 +64,11 @@ def read_weights(file: str) -> dict[str, np.ndarray]:
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"cannot read weights from {file}: {reason}") from error
-    state = state.get("state_dict", state)
-    return {key: value.numpy() for key, value in state.items()}
+    if isinstance(state, dict):
+        state = state.get("state_dict", state)
+    if not isinstance(state, dict) or not all(hasattr(value, "numpy") for value in state.values()):
+        raise InputError(f"{file} holds no weights: expected a dict of tensors")
+    return {key: value.float().numpy() for key, value in state.items()}
 
 
 def _read_torch(file: str):

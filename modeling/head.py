@@ -79,6 +79,7 @@ class _PointwiseConv(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, layer_idx: int, bias: bool = True):
         super().__init__()
+        self.in_features = in_channels
         self.weight = parameter((out_channels, in_channels, 1, 1), layer_idx)
         self.bias = parameter((out_channels,), layer_idx) if bias else None
 

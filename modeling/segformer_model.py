@@ -183,6 +183,15 @@ class SegformerPreTrainModel(nn.Module):
         embed_norm_eps=1e-5,
     ):
         super().__init__()
+        _check_stages(
+            len(depths),
+            hidden_sizes=hidden_sizes,
+            num_attention_heads=num_attention_heads,
+            sr_ratios=sr_ratios,
+            mlp_ratios=mlp_ratios,
+            patch_sizes=patch_sizes,
+            strides=strides,
+        )
         drop_path_rates = np.linspace(0, drop_path_rate, sum(depths)).tolist()
         in_channels = [num_channels, *hidden_sizes[:-1]]
         first_blocks = np.cumsum([0, *depths[:-1]]).tolist()
@@ -244,6 +253,15 @@ class SegformerPreTrainModel(nn.Module):
             x = norm(x)
             features.append(x)
         return features
+
+
+def _check_stages(stages: int, **settings) -> None:
+    """Every setting of a stage must be there for every stage."""
+    for name, values in settings.items():
+        if len(values) != stages:
+            raise InputError(
+                f"{name} has {len(values)} values and depths {stages}: both need one a stage"
+            )
 
 
 class SegformerModel(SegformerPreTrainModel):
@@ -324,17 +342,16 @@ def assign(tensor, values: np.ndarray):
 
 
 def _initial_values(module_name, module, name, shape, rng) -> np.ndarray:
-    if name == "bias" and not module_name.startswith("head.linear_c"):
+    if module_name.startswith(("head.linear_c", "head.linear_pred")):
+        # The paper's code leaves these as PyTorch makes them: uniform by the number of inputs.
+        bound = module.in_features**-0.5
+        return rng.uniform(-bound, bound, shape)
+    if name == "bias":
         return np.zeros(shape)
     if isinstance(module, (LayerNorm, BatchNorm)):
         return np.ones(shape)
-    if module_name.startswith("head.linear_c"):  # the default of torch.nn.Linear
-        bound = module.in_features**-0.5
-        return rng.uniform(-bound, bound, shape)
     if isinstance(module, Linear):
         return rng.normal(0, 0.02, shape)
-    if module_name == "head.linear_pred":
-        return rng.normal(0, 0.01, shape)
     # Convolutions, the fuse layer included: normal with fan-out k * k * out / groups.
     groups = shape[0] if isinstance(module, DepthwiseConv2d) else 1
     return rng.normal(0, (2 * groups / (shape[0] * shape[2] * shape[3])) ** 0.5, shape)

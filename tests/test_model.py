@@ -452,8 +452,6 @@ def test_settings_of_another_number_of_stages(wrong):
 
 def expected_deviation(name, shape):
     """The deviation of the normal distribution that a weight is drawn from."""
-    if name == "head.linear_pred.weight":
-        return 0.01
     if len(shape) == 4:  # fan-out; of one channel in a depthwise convolution
         fan_out = 9 if "dwconv" in name else shape[0] * shape[2] * shape[3]
         return (2 / fan_out) ** 0.5
@@ -465,9 +463,10 @@ def test_initial_weights(cls):
     flow.manual_seed(11)
     for name, value in state_of(cls()).items():
         count, is_norm = value.size, re.search(r"norm[12s]?\b", name)
-        if name.startswith("head.linear_c."):
+        if name.startswith(("head.linear_c.", "head.linear_pred.")):
             # PyTorch's default for a linear layer: uniform up to the root of 1 / inputs, bias too.
-            bound = B0["hidden_sizes"][int(name.split(".")[2])] ** -0.5
+            is_last = name.startswith("head.linear_pred.")
+            bound = (256 if is_last else B0["hidden_sizes"][int(name.split(".")[2])]) ** -0.5
             assert 0.95 * bound < np.abs(value).max() <= bound
             assert value.std() == pytest.approx(bound / 3**0.5, rel=4 / count**0.5), name
         elif name.endswith((".bias", ".running_mean")):
