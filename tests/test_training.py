@@ -60,7 +60,7 @@ def checkpoint_record(path: Path) -> dict:
 def test_training_learns(runs, mode):
     values = list(losses(runs[mode]).values())
     assert len(values) == 24
-    assert abs(values[0] - np.log(3)) < 0.02  # three classes, nothing learnt
+    assert abs(values[0] - np.log(3)) < 0.2  # three classes, nothing learnt
     assert np.mean(values[-4:]) < 0.75 * values[0]
     # One class everywhere would give at most a third of the largest share of the pixels.
     assert evaluation(runs[mode])["mIoU"] > 60
