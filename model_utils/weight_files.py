@@ -123,9 +123,9 @@ def load_state(
         if strict:
             raise InputError(message)
         logger.warning(message)
-    for key in targets.keys() & state.keys():
-        if tuple(state[key].shape) == tuple(targets[key].shape):
-            assign(targets[key], state[key])
+    for key, target in targets.items():  # in one order on all ranks: they copy together
+        if key in state and tuple(state[key].shape) == tuple(target.shape):
+            assign(target, state[key])
 
 
 def state_of(model: flow.nn.Module) -> dict[str, np.ndarray]:
