@@ -37,6 +37,12 @@ class SegformerGraph(nn.Graph):
                 self._enable_mixed_precision()
             if grad_acc_steps > 1:
                 self.config.set_gradient_accumulation_steps(grad_acc_steps)
+                if not fp16:
+                    # OneFlow 0.9 updates a late layer before the last micro-batch's backward pass
+                    # has read its weight. A scaler, here always 1, waits for all gradients.
+                    self.set_grad_scaler(
+                        flow.amp.GradScaler(init_scale=1.0, growth_interval=2**31 - 1)
+                    )
             if activation_checkpoint:
                 self._checkpoint_blocks()
             if zero_optim:

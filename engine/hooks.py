@@ -48,8 +48,9 @@ class PeriodicCheckpointer(HookBase):
             self._remove_old()
 
     def _remove_old(self):
-        numbered = sorted(Path(self.checkpointer.save_dir).glob("model_[0-9]*"))
-        for path in numbered[: -self.max_to_keep]:
+        numbered = Path(self.checkpointer.save_dir).glob("model_[0-9]*")
+        records = [(record["saved_at"], path) for path in numbered if (record := read_record(path))]
+        for _, path in sorted(records)[: -self.max_to_keep]:
             shutil.rmtree(path)
 
 
@@ -88,12 +89,13 @@ class BestCheckpointer(HookBase):
 class StopOnSignal(HookBase):
     """Ctrl-C and SIGTERM end the training after the current step, with a checkpoint.
 
-    For one process. Of several ranks each would stop at a step of its own; they end at once, and
+    A step has `step_length` iterations. For one process: of several ranks each would stop at a step
+    of its own; they end at once, and
     the last checkpoint stays.
     """
 
-    def __init__(self, checkpointer: Checkpointer):
-        self.checkpointer = checkpointer
+    def __init__(self, checkpointer: Checkpointer, step_length: int):
+        self.checkpointer, self.step_length = checkpointer, step_length
 
     def before_train(self):
         self._signal = None
@@ -108,7 +110,8 @@ class StopOnSignal(HookBase):
         logger.warning("stopping after this step; once more to stop at once")
 
     def after_step(self):
-        if self._signal is None or self.trainer.iter + 1 == self.trainer.max_iter:
+        done = self.trainer.iter + 1
+        if self._signal is None or done % self.step_length or done == self.trainer.max_iter:
             return
         self.checkpointer.save(f"model_{self.trainer.iter:07d}", self.trainer.iter)
         self._restore()

@@ -92,23 +92,32 @@ class SegformerTrainer(DefaultTrainer):
 
     def build_hooks(self):
         train = self.cfg.train
+        # In eager mode LiBai counts micro-batches. A checkpoint between two of a step would lose the
+        # gradients that are there, so periods are rounded up to whole steps.
+        step_length = 1 if self.cfg.graph.enabled else train.num_accumulation_steps
+
+        def whole_steps(period: int) -> int:
+            return -(-period // step_length) * step_length
+
         built = [
             libai_hooks.IterationTimer(),
             libai_hooks.LRScheduler(),
             hooks.PeriodicCheckpointer(
-                self.checkpointer, train.checkpointer.period, train.checkpointer.max_to_keep
+                self.checkpointer,
+                whole_steps(train.checkpointer.period),
+                train.checkpointer.max_to_keep,
             ),
         ]
         if train.evaluation.enabled:
-            period = train.evaluation.eval_period
+            period = whole_steps(train.evaluation.eval_period)
             built.append(libai_hooks.EvalHook(period, self._evaluate_and_write))
             built.append(hooks.BestCheckpointer(self.checkpointer, period, "mIoU"))
-        if dist.get_world_size() == 1:
-            built.append(hooks.StopOnSignal(self.checkpointer))
         if hooks.shows_progress():
             built.append(hooks.ProgressBar())
         if dist.is_main_process():
             built.append(libai_hooks.PeriodicWriter(self.build_writers(), train.log_period))
+        if dist.get_world_size() == 1:  # last, so that the last step is written down
+            built.append(hooks.StopOnSignal(self.checkpointer, step_length))
         return built
 
     def build_writers(self):
