@@ -90,8 +90,7 @@ class StopOnSignal(HookBase):
     """Ctrl-C and SIGTERM end the training after the current step, with a checkpoint.
 
     A step has `step_length` iterations. For one process: of several ranks each would stop at a step
-    of its own; they end at once, and
-    the last checkpoint stays.
+    of its own; they end at once, and the last checkpoint stays.
     """
 
     def __init__(self, checkpointer: Checkpointer, step_length: int):

@@ -92,8 +92,8 @@ class SegformerTrainer(DefaultTrainer):
 
     def build_hooks(self):
         train = self.cfg.train
-        # In eager mode LiBai counts micro-batches. A checkpoint between two of a step would lose the
-        # gradients that are there, so periods are rounded up to whole steps.
+        # In eager mode LiBai counts micro-batches. A checkpoint between two of a step would lose
+        # the gradients so far, so periods are rounded up to whole steps.
         step_length = 1 if self.cfg.graph.enabled else train.num_accumulation_steps
 
         def whole_steps(period: int) -> int:
