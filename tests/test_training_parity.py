@@ -100,25 +100,22 @@ def expected_losses(overrides):
     return losses
 
 
-# The recipe, and rates at which the loss halves.
-RECIPE, STRONG = (), ("optim.params.lr=1e-3", "optim.params.weight_decay=1")
-
-
-@pytest.mark.parametrize(
-    "losses, overrides, learnt",
-    [
-        pytest.param(eager_losses, RECIPE, 0.05, id="eager-recipe"),
-        pytest.param(graph_losses, RECIPE, 0.05, id="graph-recipe"),
-        pytest.param(eager_losses, STRONG, 0.4, id="eager-strong"),
-        pytest.param(graph_losses, STRONG, 0.4, id="graph-strong", marks=pytest.mark.slow),
-    ],
+# The recipe, and rates at which the loss falls by a third. There the rounding of float32 now and then
+# puts a pre-activation of the head on the other side of its ReLU, which moves a gradient in one
+# step: in float64, noise of 1e-5 on the initial weights moves these losses by up to 9e-5.
+RECIPE = pytest.param((), 0.05, 5e-5, id="recipe")
+STRONG = pytest.param(
+    ("optim.params.lr=3e-4", "optim.params.weight_decay=1"), 0.3, 3e-4, id="strong"
 )
-def test_loss_of_every_step(losses, overrides, learnt):
-    """Within 1e-5 at first, where nothing adds up yet, and then far within 1e-3."""
+
+
+@pytest.mark.parametrize("losses", [eager_losses, graph_losses])
+@pytest.mark.parametrize("overrides, learnt, tolerance", [RECIPE, STRONG])
+def test_loss_of_every_step(losses, overrides, learnt, tolerance):
     losses, expected = list(losses(make_config(*overrides))), expected_losses(overrides)
     assert len(losses) == len(expected) == STEPS
     np.testing.assert_allclose(losses[:5], expected[:5], rtol=1e-5)
-    np.testing.assert_allclose(losses, expected, rtol=5e-5)
+    np.testing.assert_allclose(losses, expected, rtol=tolerance)
     assert losses[-1] < (1 - learnt) * losses[0]  # or else there was nothing to compare
 
 
