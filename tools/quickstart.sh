@@ -5,6 +5,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
+[[ $# -le 1 && ${1:-} != -* ]] || die "usage: bash tools/quickstart.sh [FOLDER]"
 folder=$(realpath -m "${1:-output/quickstart}")
 cd "$root"
 bash tools/setup.sh
