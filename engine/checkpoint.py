@@ -16,7 +16,8 @@ import oneflow as flow
 from libai.utils import distributed as dist
 from libai.utils.checkpoint import Checkpointer as LiBaiCheckpointer
 
-from projects.SegFormer.model_utils.weight_files import load_state, whole
+from projects.SegFormer.model_utils.model_weights import whole
+from projects.SegFormer.model_utils.segf_loader import fill_model
 from projects.SegFormer.modeling.errors import InputError
 
 logger = logging.getLogger("libai." + __name__)
@@ -81,18 +82,9 @@ class Checkpointer(LiBaiCheckpointer):
     def load_training_state(self, path: str) -> None:
         """Take model, optimizer and schedule from the checkpoint at `path`."""
         logger.info(f"Resuming from {path}")
-        load_state(self.model, read_model(path), path)
+        fill_model(self.model, path)
         for key, target in self.checkpointables.items():
             target.load_state_dict(_map_tensors(_load(os.path.join(path, key)), _everywhere))
-
-
-def read_model(path: str) -> dict:
-    """The model's state in the checkpoint folder `path`, as NumPy arrays.
-
-    Raises InputError when there is none or it cannot be read.
-    """
-    state = _load(os.path.join(path, "model"))
-    return {key: value.numpy() for key, value in state.items()}
 
 
 def last_checkpoint(folder: str) -> tuple[str, int] | None:

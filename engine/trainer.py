@@ -13,11 +13,11 @@ from libai.utils.events import EventStorage
 
 from projects.SegFormer.dataset.build import data_parallel_place
 from projects.SegFormer.engine import hooks
-from projects.SegFormer.engine.checkpoint import Checkpointer, last_checkpoint, read_model
+from projects.SegFormer.engine.checkpoint import Checkpointer, last_checkpoint
 from projects.SegFormer.engine.writers import JsonWriter, LogWriter, TensorBoardWriter
 from projects.SegFormer.evaluation.evaluate import evaluate
 from projects.SegFormer.evaluation.mean_iou import format_table, write_json
-from projects.SegFormer.model_utils.weight_files import load_state
+from projects.SegFormer.model_utils.segf_loader import fill_model
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.layers import batch_sbp
 
@@ -73,7 +73,7 @@ class SegformerTrainer(DefaultTrainer):
         size = sum(parameter.numel() for parameter in model.parameters())
         logger.info(f"{type(model).__name__}: {size / 1e6:.2f} M parameters")
         if cfg.train.load_weight and cfg.train.start_iter == 0:
-            load_state(model, read_model(cfg.train.load_weight), cfg.train.load_weight)
+            fill_model(model, cfg.train.load_weight)
         return model
 
     def resume_or_load(self, resume=True):

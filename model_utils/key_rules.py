@@ -1,17 +1,18 @@
 """How each weight format names and lays out the parameters: one reversible table a format.
 
-A rule pairs a module's name in this project with its name elsewhere. `{i}` stands for a stage
-counted from 0, `{I}` for one counted from 1, `{j}` for a block. The layout says how the tensors
-differ:
+A rule pairs the names of modules in this project with their names elsewhere. `{i}` stands for a
+stage counted from 0, `{I}` for one counted from 1, `{j}` for a block. Several names, with `|`
+between them, are one tensor joined along its outputs; `*2` after a name says that it holds two of
+the equal parts. The layout says how the tensors differ:
 
 - "same": not at all;
 - "linear": weights are (in, out) here, as in LiBai's Linear, and (out, in) there;
-- "pair": "linear", and the one tensor here is two there (`|` between their names), joined along
-  `out`.
+- "pointwise": (in, out) here, and (out, in, 1, 1) there, a 1x1 convolution.
 """
 
 import re
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -27,18 +28,27 @@ class Rule:
 
 @dataclass(frozen=True)
 class KeyFormat:
-    """A weight format: its rules, and keys in its files that no model has a place for."""
+    """A weight format.
+
+    Attributes:
+        name: as messages have it.
+        rules: its table.
+        respelled: (pattern, replacement) for keys that some files spell otherwise.
+        eps: layer_norm_eps and embed_norm_eps of the code that its weights come from; None where
+            the config says.
+    """
 
     name: str
     rules: tuple[Rule, ...]
-    ignored: str = r".*\.num_batches_tracked"
+    respelled: tuple[tuple[str, str], ...] = ()
+    eps: tuple[float, float] | None = None
 
 
 def _table(*rows: str) -> tuple[Rule, ...]:
     return tuple(Rule(*row.split()) for row in rows)
 
 
-_LIBAI_ENCODER = (
+_LIBAI_NAMES = (
     "segformer.patch_embeds.{i}.proj",
     "segformer.patch_embeds.{i}.norm",
     "segformer.blocks.{i}.{j}.norm1",
@@ -52,29 +62,42 @@ _LIBAI_ENCODER = (
     "segformer.blocks.{i}.{j}.mlp.dwconv.dwconv",
     "segformer.blocks.{i}.{j}.mlp.dense_4h_to_h",
     "segformer.layer_norms.{i}",
-)
-_LIBAI_HEADS = (
     "head.linear_c.{i}.proj",
     "head.linear_fuse",
     "head.batch_norm",
     "head.linear_pred",
+    "head.conv_seg",
     "head",
 )
+_LIBAI_LINEAR = r".*\.(q|kv|attn\.proj|dense_h_to_4h|dense_4h_to_h|linear_c.*)|head"
+_LIBAI_BARE = ((r"^(patch_embeds|blocks|layer_norms)\.", r"segformer.\1."),)
 
-LIBAI = KeyFormat("libai", tuple(Rule(name, name) for name in _LIBAI_ENCODER + _LIBAI_HEADS))
+# Checkpoints of LiBai's trainer, of this project and of the first port.
+LIBAI = KeyFormat("LiBai", tuple(Rule(name, name) for name in _LIBAI_NAMES), _LIBAI_BARE)
 
-# transformers up to version 4; `head` is the classifier of SegformerForImageClassification.
+# The same written with a LiBai after 0.1.1, whose Linear has its weight as PyTorch has it.
+LIBAI_TRANSPOSED = KeyFormat(
+    "LiBai, linear weights (out, in)",
+    tuple(
+        Rule(name, name, "linear" if re.fullmatch(_LIBAI_LINEAR, name) else "same")
+        for name in _LIBAI_NAMES
+    ),
+    _LIBAI_BARE,
+)
+
+# transformers up to 5.6 or so, and what all of its versions save; `head` is the classifier of
+# SegformerForImageClassification. Its config has a layer_norm_eps of 1e-6 that no code reads.
 HUGGINGFACE = KeyFormat(
-    "huggingface",
+    "Hugging Face",
     _table(
         "segformer.patch_embeds.{i}.proj segformer.encoder.patch_embeddings.{i}.proj",
         "segformer.patch_embeds.{i}.norm segformer.encoder.patch_embeddings.{i}.layer_norm",
         "segformer.blocks.{i}.{j}.norm1 segformer.encoder.block.{i}.{j}.layer_norm_1",
         "segformer.blocks.{i}.{j}.attn.q "
         "segformer.encoder.block.{i}.{j}.attention.self.query linear",
-        "segformer.blocks.{i}.{j}.attn.kv "
+        "segformer.blocks.{i}.{j}.attn.kv*2 "
         "segformer.encoder.block.{i}.{j}.attention.self.key|"
-        "segformer.encoder.block.{i}.{j}.attention.self.value pair",
+        "segformer.encoder.block.{i}.{j}.attention.self.value linear",
         "segformer.blocks.{i}.{j}.attn.proj "
         "segformer.encoder.block.{i}.{j}.attention.output.dense linear",
         "segformer.blocks.{i}.{j}.attn.sr segformer.encoder.block.{i}.{j}.attention.self.sr",
@@ -94,6 +117,44 @@ HUGGINGFACE = KeyFormat(
         "head.linear_pred decode_head.classifier",
         "head classifier linear",
     ),
+    respelled=((r"^encoder\.", "segformer.encoder."),),  # a bare encoder
+    eps=(1e-5, 1e-5),
+)
+
+# The modules of transformers since the refactoring of 5.10.
+HUGGINGFACE_STAGES = KeyFormat(
+    "Hugging Face, by stages",
+    _table(
+        "segformer.patch_embeds.{i}.proj segformer.stages.{i}.patch_embeddings.proj",
+        "segformer.patch_embeds.{i}.norm segformer.stages.{i}.patch_embeddings.layer_norm",
+        "segformer.blocks.{i}.{j}.norm1 segformer.stages.{i}.blocks.{j}.layernorm_before",
+        "segformer.blocks.{i}.{j}.attn.q segformer.stages.{i}.blocks.{j}.attention.q_proj linear",
+        "segformer.blocks.{i}.{j}.attn.kv*2 "
+        "segformer.stages.{i}.blocks.{j}.attention.k_proj|"
+        "segformer.stages.{i}.blocks.{j}.attention.v_proj linear",
+        "segformer.blocks.{i}.{j}.attn.proj "
+        "segformer.stages.{i}.blocks.{j}.attention.o_proj linear",
+        "segformer.blocks.{i}.{j}.attn.sr "
+        "segformer.stages.{i}.blocks.{j}.attention.sequence_reduction.sequence_reduction",
+        "segformer.blocks.{i}.{j}.attn.norm "
+        "segformer.stages.{i}.blocks.{j}.attention.sequence_reduction.layer_norm",
+        "segformer.blocks.{i}.{j}.norm2 segformer.stages.{i}.blocks.{j}.layernorm_after",
+        "segformer.blocks.{i}.{j}.mlp.dense_h_to_4h segformer.stages.{i}.blocks.{j}.mlp.fc1 linear",
+        "segformer.blocks.{i}.{j}.mlp.dwconv.dwconv "
+        "segformer.stages.{i}.blocks.{j}.mlp.dwconv.dwconv",
+        "segformer.blocks.{i}.{j}.mlp.dense_4h_to_h segformer.stages.{i}.blocks.{j}.mlp.fc2 linear",
+        "segformer.layer_norms.{i} segformer.stages.{i}.layer_norm",
+        "head.linear_c.{i}.proj decode_head.linear_projections.{i}.proj linear",
+        "head.linear_fuse decode_head.linear_fuse",
+        "head.batch_norm decode_head.batch_norm",
+        "head.linear_pred decode_head.classifier",
+        "head classifier linear",
+    ),
+    respelled=(
+        (r"^(segformer\.)?(encoder\.)?stages\.", "segformer.stages."),
+        (r"^decode_head\.linear_c\.", "decode_head.linear_projections."),
+    ),
+    eps=(1e-5, 1e-5),
 )
 
 _OFFICIAL_ENCODER = (
@@ -111,75 +172,192 @@ _OFFICIAL_ENCODER = (
     "segformer.blocks.{i}.{j}.mlp.dense_4h_to_h block{I}.{j}.mlp.fc2 linear",
     "segformer.layer_norms.{i} norm{I}",
 )
+_OFFICIAL_EPS = (1e-6, 1e-5)
 
 # The paper's ImageNet-1K checkpoints, mit_b0.pth to mit_b5.pth.
 OFFICIAL_IMAGENET = KeyFormat(
-    "official ImageNet-1K", _table(*_OFFICIAL_ENCODER, "head head linear")
+    "official ImageNet-1K", _table(*_OFFICIAL_ENCODER, "head head linear"), eps=_OFFICIAL_EPS
 )
 
-KEY_FORMATS = {rules.name: rules for rules in (LIBAI, HUGGINGFACE, OFFICIAL_IMAGENET)}
+# The paper's segmentation checkpoints, segformer.b0.512x512.ade.160k.pth and so on. `conv_seg` is
+# a layer of the head's base class that its network never calls.
+OFFICIAL_SEGMENTATION = KeyFormat(
+    "official segmentation",
+    _table(
+        *(row.replace(" ", " backbone.", 1) for row in _OFFICIAL_ENCODER),
+        "head.linear_c.{i}.proj decode_head.linear_c{I}.proj linear",
+        "head.linear_fuse decode_head.linear_fuse.conv",
+        "head.batch_norm decode_head.linear_fuse.bn",
+        "head.linear_pred decode_head.linear_pred",
+        "head.conv_seg decode_head.conv_seg",
+    ),
+    eps=_OFFICIAL_EPS,
+)
+
+# mmsegmentation's ImageNet-1K checkpoints of MiT, mit_b0_*.pth, and the backbone of its
+# segmentation checkpoints. Its decode head, with a batch norm after every projection, is another
+# network.
+MMSEGMENTATION = KeyFormat(
+    "mmsegmentation",
+    _table(
+        "segformer.patch_embeds.{i}.proj layers.{i}.0.projection",
+        "segformer.patch_embeds.{i}.norm layers.{i}.0.norm",
+        "segformer.blocks.{i}.{j}.norm1 layers.{i}.1.{j}.norm1",
+        "segformer.blocks.{i}.{j}.attn.q|segformer.blocks.{i}.{j}.attn.kv*2 "
+        "layers.{i}.1.{j}.attn.attn.in_proj*3 linear",
+        "segformer.blocks.{i}.{j}.attn.proj layers.{i}.1.{j}.attn.attn.out_proj linear",
+        "segformer.blocks.{i}.{j}.attn.sr layers.{i}.1.{j}.attn.sr",
+        "segformer.blocks.{i}.{j}.attn.norm layers.{i}.1.{j}.attn.norm",
+        "segformer.blocks.{i}.{j}.norm2 layers.{i}.1.{j}.norm2",
+        "segformer.blocks.{i}.{j}.mlp.dense_h_to_4h layers.{i}.1.{j}.ffn.layers.0 pointwise",
+        "segformer.blocks.{i}.{j}.mlp.dwconv.dwconv layers.{i}.1.{j}.ffn.layers.1",
+        "segformer.blocks.{i}.{j}.mlp.dense_4h_to_h layers.{i}.1.{j}.ffn.layers.4 pointwise",
+        "segformer.layer_norms.{i} layers.{i}.2",
+    ),
+    respelled=((r"^backbone\.layers\.", "layers."), (r"\.in_proj_(weight|bias)$", r".in_proj.\1")),
+    eps=(1e-6, 1e-6),
+)
+
+KEY_FORMATS = (
+    LIBAI,
+    HUGGINGFACE,
+    HUGGINGFACE_STAGES,
+    OFFICIAL_IMAGENET,
+    OFFICIAL_SEGMENTATION,
+    MMSEGMENTATION,
+)
+
+
+def find_format(state: dict[str, np.ndarray], source: str) -> KeyFormat:
+    """The format whose table knows most keys of `state`.
+
+    Raises InputError, naming `source`, when none knows any.
+    """
+
+    def known(key_format: KeyFormat) -> int:
+        keys = (_respell(key, key_format) for key in state)
+        return sum(_find(key, key_format.rules, "there") is not None for key in keys)
+
+    best = max(KEY_FORMATS, key=known)
+    if not known(best):
+        examples = ", ".join(sorted(state)[:3]) or "none at all"
+        raise InputError(
+            f"{source} holds no SegFormer weights: its keys ({examples}) are none of "
+            + ", ".join(key_format.name for key_format in KEY_FORMATS)
+        )
+    if best is LIBAI and _is_transposed(state):
+        return LIBAI_TRANSPOSED
+    return best
+
+
+def _is_transposed(state) -> bool:
+    """Keys and values are joined along the outputs, twice as many as inputs."""
+    shapes = [np.shape(value) for key, value in state.items() if key.endswith("attn.kv.weight")]
+    return bool(shapes) and all(rows == 2 * columns for rows, columns in shapes)
 
 
 def to_here(state: dict[str, np.ndarray], key_format: KeyFormat) -> dict[str, np.ndarray]:
     """Rename and lay out a checkpoint of `key_format` as this project's state.
 
-    Keys that no rule knows keep their name, for the caller to report.
-    Raises InputError when one half of a pair is missing.
+    `state` is emptied, so that its tensors are never in memory twice. Keys that no rule knows keep
+    their name, for the caller to report. Raises InputError when a part of a tensor is missing.
     """
-    converted = {}
-    halves: dict[str, dict[int, np.ndarray]] = {}
-    for key, value in state.items():
-        if re.fullmatch(key_format.ignored, key):
-            continue
-        match = _find(key, key_format.rules)
-        if match is None:
-            converted[key] = value
-            continue
-        rule, half, name = match
-        if rule.layout != "same":
-            value = value.T
-        if rule.layout == "pair":
-            halves.setdefault(name, {})[half] = value
-        else:
-            converted[name] = value
-    for name, parts in halves.items():
-        if len(parts) != 2:
-            raise InputError(f"{key_format.name} weights hold only one of the two parts of {name}")
-        converted[name] = np.concatenate([parts[0], parts[1]], axis=-1)
-    return converted
+    spelled = {}
+    while state:
+        key, value = state.popitem()
+        spelled[_respell(key, key_format)] = value
+    return _convert(spelled, key_format, "there", "here")
 
 
 def from_here(state: dict[str, np.ndarray], key_format: KeyFormat) -> dict[str, np.ndarray]:
-    """The reverse of `to_here`, bit for bit."""
-    converted = {}
-    for key, value in state.items():
-        module, _, leaf = key.rpartition(".")
-        for rule in key_format.rules:
-            match = _pattern(rule.here).fullmatch(module)
-            if match is None:
-                continue
-            names = [_fill(name, match.groupdict()) for name in rule.there.split("|")]
-            parts = np.split(value, len(names), axis=-1)
-            for name, part in zip(names, parts):
-                laid_out = part if rule.layout == "same" else part.T
-                converted[f"{name}.{leaf}"] = np.ascontiguousarray(laid_out)
-            break
-        else:
+    """The reverse of `to_here`, bit for bit; `state` stays.
+
+    Raises InputError for keys that the format has no name for.
+    """
+    for key in state:
+        if _find(key, key_format.rules, "here") is None:
             raise InputError(f"{key_format.name} weights have no name for {key}")
+    return _convert(dict(state), key_format, "here", "there")
+
+
+def _respell(key: str, key_format: KeyFormat) -> str:
+    key = key.removeprefix("module.")  # of PyTorch's DataParallel
+    for pattern, replacement in key_format.respelled:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def _convert(state, key_format: KeyFormat, source: str, target: str) -> dict[str, np.ndarray]:
+    """Empties `state`. `source` and `target` are "here" and "there", or the reverse."""
+    converted, incomplete = {}, {}
+    while state:
+        key, value = state.popitem()
+        found = _find(key, key_format.rules, source)
+        if found is None:
+            converted[key] = value
+            continue
+        rule, name, numbers, leaf = found
+        parts = incomplete.setdefault((rule, tuple(numbers.items()), leaf), {})
+        parts[name] = _from_there(value, rule.layout) if source == "there" else value
+        if len(parts) < len(_names(getattr(rule, source))):
+            continue
+        del incomplete[rule, tuple(numbers.items()), leaf]
+        for name, part in _distribute(parts, rule, source, target):
+            laid_out = _to_there(part, rule.layout) if target == "there" else part
+            converted[_key(name, numbers, leaf)] = laid_out
+    for (rule, numbers, leaf), parts in incomplete.items():
+        names = [_key(name, dict(numbers), leaf) for name in _names(getattr(rule, source))]
+        raise InputError(
+            f"{key_format.name} weights hold only {len(parts)} of {', '.join(names)}: "
+            "they belong together"
+        )
     return converted
 
 
-def _find(key: str, rules: tuple[Rule, ...]):
-    """(rule, which of its names, the key in this project) for a key elsewhere, or None."""
+def _distribute(parts: dict[str, np.ndarray], rule: Rule, source: str, target: str):
+    """Pairs (name, tensor) of the target side, from the parts of the source side."""
+    ordered = [parts.pop(name) for name in _names(getattr(rule, source))]
+    value = ordered[0] if len(ordered) == 1 else np.concatenate(ordered, axis=-1)
+    names = _names(getattr(rule, target))
+    if len(names) == 1:
+        return [(*names, value)]
+    ends = np.cumsum(list(names.values())) * value.shape[-1] // sum(names.values())
+    return list(zip(names, np.split(value, ends[:-1], axis=-1)))
+
+
+def _from_there(value: np.ndarray, layout: str) -> np.ndarray:
+    if layout == "same" or value.ndim < 2:
+        return value
+    return value.reshape(value.shape[:2]).T  # from (out, in) or (out, in, 1, 1)
+
+
+def _to_there(value: np.ndarray, layout: str) -> np.ndarray:
+    if layout != "same" and value.ndim == 2:
+        value = value.T
+        if layout == "pointwise":
+            value = value[:, :, None, None]
+    return np.ascontiguousarray(value).reshape(value.shape)
+
+
+def _find(key: str, rules: tuple[Rule, ...], side: str):
+    """(rule, name on that side, numbers in it, leaf) for a key, or None."""
     module, _, leaf = key.rpartition(".")
     for rule in rules:
-        for half, there in enumerate(rule.there.split("|")):
-            match = _pattern(there).fullmatch(module)
+        for name in _names(getattr(rule, side)):
+            match = _pattern(name).fullmatch(module)
             if match is not None:
-                return rule, half, f"{_fill(rule.here, match.groupdict())}.{leaf}"
+                return rule, name, _stage_from_0(match.groupdict()), leaf
     return None
 
 
+@cache
+def _names(side: str) -> dict[str, int]:
+    """The names on one side of a rule, each with how many equal parts it holds."""
+    split = [name.partition("*") for name in side.split("|")]
+    return {name: int(count or 1) for name, _, count in split}
+
+
+@cache
 def _pattern(name: str) -> re.Pattern:
     pattern = re.escape(name)
     for placeholder in "iIj":
@@ -187,10 +365,12 @@ def _pattern(name: str) -> re.Pattern:
     return re.compile(pattern)
 
 
-def _fill(name: str, numbers: dict[str, str]) -> str:
-    values = dict(numbers)
-    if "I" in values:
-        values.setdefault("i", str(int(values["I"]) - 1))
-    if "i" in values:
-        values.setdefault("I", str(int(values["i"]) + 1))
-    return name.format(**values)
+def _stage_from_0(numbers: dict[str, str]) -> dict[str, int]:
+    counted = {name: int(number) for name, number in numbers.items()}
+    if "I" in counted:
+        counted["i"] = counted.pop("I") - 1
+    return dict(sorted(counted.items()))
+
+
+def _key(name: str, numbers: dict[str, int], leaf: str) -> str:
+    return name.format(**numbers, I=numbers.get("i", 0) + 1) + "." + leaf

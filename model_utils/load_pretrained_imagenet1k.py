@@ -1,20 +1,21 @@
 """The paper's ImageNet-1K weights into the encoder of a segmentation model."""
 
 from projects.SegFormer.model_utils.key_rules import OFFICIAL_IMAGENET
-from projects.SegFormer.model_utils.segf_loader import SegFLoader
-from projects.SegFormer.model_utils.weight_files import load_state
+from projects.SegFormer.model_utils.segf_loader import SegFLoader, fill_model
 
 
 class SegFLoaderImageNet1kPretrain(SegFLoader):
-    """Loads `mit_bX.pth` of the paper's authors, or a folder that holds it as pytorch_model.bin.
+    """Loads `mit_bX.pth` of the paper's authors: the file, or a folder that holds it under that
+    name or as pytorch_model.bin.
 
     `load` fills the whole of a classification model; `load_encoder` fills only the encoder of any
-    model, whose head stays as it is.
+    model, whose head stays as it is, from weights in any format.
     """
 
-    key_format = OFFICIAL_IMAGENET
-    file_names = ("pytorch_model.bin", *(f"mit_b{size}.pth" for size in range(6)))
+    def stored_config(self) -> dict:
+        layer_norm_eps, embed_norm_eps = OFFICIAL_IMAGENET.eps
+        return dict(layer_norm_eps=layer_norm_eps, embed_norm_eps=embed_norm_eps)
 
     def load_encoder(self, model) -> None:
         """Fill the encoder of `model`. Raises InputError like `load`."""
-        load_state(model, self.read(), self.path, only="segformer.", strict=self.strict)
+        fill_model(model, self.path, only="segformer.", strict=self.strict)

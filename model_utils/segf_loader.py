@@ -1,120 +1,178 @@
 """Loaders: a model class, a config and a path in; a model with those weights out."""
 
+import difflib
+import inspect
+import logging
 import os
 
 import numpy as np
-import oneflow as flow
 
-from projects.SegFormer.model_utils.key_rules import HUGGINGFACE, LIBAI, KeyFormat, to_here
+from projects.SegFormer.model_utils.huggingface_config import read_config, to_settings
+from projects.SegFormer.model_utils.key_rules import (
+    HUGGINGFACE,
+    OFFICIAL_SEGMENTATION,
+    KeyFormat,
+    find_format,
+    to_here,
+)
+from projects.SegFormer.model_utils.model_weights import load_state, on_rank_0
 from projects.SegFormer.model_utils.weight_files import (
-    find_weight_files,
-    load_state,
+    LIBAI_FOLDER,
+    SETTINGS_FILE,
     read_json,
     read_weights,
 )
 from projects.SegFormer.modeling.errors import InputError
-from projects.SegFormer.modeling.segformer_model import SegformerForSemanticSegmentation
+from projects.SegFormer.modeling.segformer_model import (
+    SegformerForSemanticSegmentation,
+    SegformerPreTrainModel,
+)
 
-# Fields of transformers' config.json, and what they are called here.
-HUGGINGFACE_CONFIG = {
-    "num_channels": "num_channels",
-    "depths": "depths",
-    "hidden_sizes": "hidden_sizes",
-    "num_attention_heads": "num_attention_heads",
-    "sr_ratios": "sr_ratios",
-    "mlp_ratios": "mlp_ratios",
-    "patch_sizes": "patch_sizes",
-    "strides": "strides",
-    "drop_path_rate": "drop_path_rate",
-}
-# transformers writes layer_norm_eps 1e-6 to its configs and never reads it: nn.LayerNorm's default.
-HUGGINGFACE_EPS = 1e-5
+logger = logging.getLogger("libai." + __name__)
 
 
 class SegFLoader:
-    """Builds `model(libai_cfg)` and fills it with the weights at `pretrained_model_path`.
+    """Builds `model` from a config and fills it with the weights at `pretrained_model_path`.
+
+    The format of the weights is told by their keys. Sizes and eps that are stored with the weights
+    go over `libai_cfg`, and keyword arguments over both. It is called on all ranks: rank 0 reads,
+    and every rank takes its shard.
 
     Args:
-        model: a model class of modeling/.
-        libai_cfg: its config, a dict.
+        model: a model class of modeling/; a bare encoder takes the encoder's weights alone.
+        libai_cfg: its config.
         pretrained_model_path: a folder or a file.
         strict: stop on missing, unexpected or wrongly shaped keys.
+        ignore_mismatched_head: keep `num_classes` of `libai_cfg` also where the weights have
+            another number of classes; the classifier then starts fresh.
         settings: config values that override the others.
     """
 
-    key_format: KeyFormat
-    file_names: tuple[str, ...]
-
-    def __init__(self, model, libai_cfg, pretrained_model_path: str, *, strict=True, **settings):
-        self.model, self.path, self.strict = model, pretrained_model_path, strict
-        self.libai_cfg = {**libai_cfg, **self.stored_config(), **settings}
+    def __init__(
+        self,
+        model,
+        libai_cfg,
+        pretrained_model_path: str,
+        *,
+        strict: bool = True,
+        ignore_mismatched_head: bool = False,
+        **settings,
+    ):
+        self.model, self.path = model, str(pretrained_model_path)
+        self.strict, self.ignore_mismatched_head = strict, ignore_mismatched_head
+        stored = on_rank_0(self.stored_config)
+        if ignore_mismatched_head and "num_classes" in libai_cfg:
+            stored.pop("num_classes", None)
+        self.libai_cfg = {**libai_cfg, **stored, **settings}
 
     def stored_config(self) -> dict:
-        """Config values that are stored with the weights."""
+        """Config values that come with the weights. Called on rank 0."""
         return {}
-
-    def read(self) -> dict[str, np.ndarray]:
-        """The weights, named and laid out as in this project."""
-        state = {}
-        for file in find_weight_files(self.path, self.file_names):
-            state.update(read_weights(file))
-        return to_here(state, self.key_format)
 
     def load(self):
         """The model with its weights, in evaluation mode.
 
         Raises InputError for files that are missing, broken or do not fit the model.
         """
-        model = self.model(**self.libai_cfg)
-        load_state(model, self.read(), self.path, strict=self.strict)
+        model = self.model(**model_arguments(self.model, self.libai_cfg))
+        fill_model(
+            model,
+            self.path,
+            strict=self.strict,
+            ignore_mismatched_head=self.ignore_mismatched_head,
+        )
         return model.eval()
 
 
-class SegFLoaderHuggerFace(SegFLoader):
-    """Loads a folder written by transformers' `save_pretrained`."""
+def fill_model(model, path: str, *, only: str = "", **options) -> None:
+    """Copy the weights at `path`, in whichever format they are, into `model`.
 
-    key_format = HUGGINGFACE
-    file_names = ("model.safetensors", "pytorch_model.bin")
+    Called on all ranks; rank 0 reads. `only` and `options` are those of
+    `model_weights.load_state`, the errors too.
+    """
+    state: dict[str, np.ndarray] = {}
+
+    def read() -> KeyFormat:
+        stored = read_weights(path)
+        key_format = find_format(stored, path)
+        state.update(to_here(stored, key_format))
+        return key_format
+
+    key_format = on_rank_0(read)
+    encoder = model if isinstance(model, SegformerPreTrainModel) else model.segformer
+    eps = encoder.layer_norms[0].eps, encoder.patch_embeds[0].norm.eps
+    if key_format.eps and eps != key_format.eps:
+        logger.warning(
+            f"{path} has weights of {key_format.name}, whose code has layer_norm_eps and "
+            f"embed_norm_eps of {key_format.eps}; the config has {eps}"
+        )
+    load_state(model, state, path, only=only, **options)
+
+
+class SegFLoaderHuggerFace(SegFLoader):
+    """Loads a folder written by transformers' `save_pretrained`, with the config in config.json."""
 
     def stored_config(self) -> dict:
-        file = os.path.join(self.path, "config.json")
-        if not os.path.isfile(file):
-            raise InputError(f"no config.json in {self.path}: expected a save_pretrained folder")
-        stored = read_json(file)
-        config = {
-            ours: stored[theirs] for theirs, ours in HUGGINGFACE_CONFIG.items() if theirs in stored
-        }
-        config.update(layer_norm_eps=HUGGINGFACE_EPS, embed_norm_eps=HUGGINGFACE_EPS)
-        if "id2label" in stored:
-            config["num_classes"] = len(stored["id2label"])
-        if "decoder_hidden_size" in stored and "decoder_hidden_size" in self.model.argument_names():
-            config["decoder_hidden_size"] = stored["decoder_hidden_size"]
-        return config
+        layer_norm_eps, embed_norm_eps = HUGGINGFACE.eps
+        return dict(
+            to_settings(read_config(self.path)),
+            layer_norm_eps=layer_norm_eps,
+            embed_norm_eps=embed_norm_eps,
+        )
+
+
+class SegFLoaderOfficial(SegFLoader):
+    """Loads a segmentation checkpoint of the paper's authors: a .pth file, or a folder with it.
+
+    Sizes and number of classes come from `libai_cfg`, eps is that of the paper's code.
+    """
+
+    def stored_config(self) -> dict:
+        layer_norm_eps, embed_norm_eps = OFFICIAL_SEGMENTATION.eps
+        return dict(layer_norm_eps=layer_norm_eps, embed_norm_eps=embed_norm_eps)
 
 
 class SegFLoaderLiBai(SegFLoader):
-    """Loads a checkpoint that LiBai's trainer wrote: a folder with a `model` folder in it."""
+    """Loads a checkpoint that LiBai's trainer wrote, under whichever split of the ranks.
 
-    key_format = LIBAI
+    One that tools/convert_weights.py wrote has its settings with it.
+    """
 
-    def read(self) -> dict[str, np.ndarray]:
-        folder = os.path.join(self.path, "model")
-        if not os.path.isdir(folder):
-            raise InputError(f"no checkpoint in {self.path}: expected a folder `model` in it")
-        try:
-            state = flow.load(folder)
-        except Exception as error:
-            raise InputError(f"cannot read the checkpoint {self.path}: {error}") from error
-        return to_here({key: value.numpy() for key, value in state.items()}, LIBAI)
+    def stored_config(self) -> dict:
+        file = os.path.join(self.path, SETTINGS_FILE)
+        return read_json(file, "settings")["settings"] if os.path.isfile(file) else {}
+
+
+def model_arguments(model, settings) -> dict:
+    """Those of `settings` that the model class takes: one config serves encoder and both models.
+
+    Raises InputError for a name that none of them has.
+    """
+    known = set(inspect.signature(SegformerPreTrainModel.__init__).parameters) - {"self"}
+    others = SegformerForSemanticSegmentation.argument_names() | {
+        *("pretrained_model_path", "label_smoothing")
+    }
+    if not issubclass(model, SegformerPreTrainModel):
+        known |= model.argument_names()
+    for name in settings:
+        if name not in known | others:
+            near = difflib.get_close_matches(name, known, n=3) or sorted(known)
+            raise InputError(f"{model.__name__} has no setting {name!r}: is it {', '.join(near)}?")
+    own = known - {"pretrained_model_path"}  # these weights go over others
+    return {name: value for name, value in settings.items() if name in own}
 
 
 def load_weights(libai_cfg, path: str):
     """A segmentation model with the weights at `path`, in whichever format they are.
 
-    A folder with config.json is transformers', any other folder a checkpoint of LiBai's trainer.
+    A folder with config.json is transformers', one with `model` in it LiBai's; anything else is
+    taken for the paper's.
     Raises InputError when the weights are missing, broken or do not fit.
     """
-    is_huggingface = os.path.isfile(os.path.join(path, "config.json"))
-    loader = SegFLoaderHuggerFace if is_huggingface else SegFLoaderLiBai
-    settings = {key: value for key, value in libai_cfg.items() if key != "pretrained_model_path"}
-    return loader(SegformerForSemanticSegmentation, settings, path).load()
+    if os.path.isfile(os.path.join(path, "config.json")):
+        loader = SegFLoaderHuggerFace
+    elif os.path.isdir(os.path.join(path, LIBAI_FOLDER)):
+        loader = SegFLoaderLiBai
+    else:
+        loader = SegFLoaderOfficial
+    return loader(SegformerForSemanticSegmentation, libai_cfg, path).load()

@@ -1,41 +1,58 @@
-"""Weight files from disk to NumPy, and from NumPy into a model on any placement."""
+"""Weight files, between disk and NumPy: safetensors, torch files, folders of LiBai's trainer."""
 
+import collections
 import json
-import logging
 import os
-import zipfile
+import pickle
 
 import numpy as np
-import oneflow as flow
+from oneflow.framework.check_point_v2 import FileBackendVariableBlob
 
 from projects.SegFormer.modeling.errors import InputError
-from projects.SegFormer.modeling.segformer_model import assign
 
-logger = logging.getLogger("libai." + __name__)
+# A folder is looked through in this order; then for a single file that ends on .pth.
+FILE_NAMES = ("model.safetensors", "pytorch_model.bin")
+LIBAI_FOLDER = "model"  # in a checkpoint of LiBai's trainer, beside optimizer and lr_scheduler
+SETTINGS_FILE = "segformer.json"  # beside it in a checkpoint that was converted
 
 
-def find_weight_files(path: str, names: tuple[str, ...]) -> list[str]:
-    """The weight files at `path`: itself, or the first of `names` in it, all its shards if sharded.
+def find_weight_files(path: str) -> list[str]:
+    """The weight files at `path`: itself, or what a folder holds, all its shards if sharded.
 
-    Raises InputError when there is none, or when an index names a shard that is missing.
+    A folder of LiBai's trainer counts as one file. Raises InputError when there is none, when
+    there are several to choose from, or when an index names a shard that is missing.
     """
     if os.path.isfile(path):
         return [path]
     if not os.path.isdir(path):
         raise InputError(f"no weights at {path}: neither a file nor a folder")
-    for name in names:
+    for folder in (path, os.path.join(path, LIBAI_FOLDER)):
+        if os.path.isfile(os.path.join(folder, "pickled_data")):
+            return [folder]
+    for name in FILE_NAMES:
         file = os.path.join(path, name)
         if os.path.isfile(file):
             return [file]
-        index = file + ".index.json"
-        if os.path.isfile(index):
-            shards = sorted(set(read_json(index, "weight_map")["weight_map"].values()))
-            files = [os.path.join(path, shard) for shard in shards]
-            for shard in files:
-                if not os.path.isfile(shard):
-                    raise InputError(f"{index} names {os.path.basename(shard)}, which is not there")
-            return files
-    raise InputError(f"no weights in {path}: expected one of {', '.join(names)}")
+        if os.path.isfile(file + ".index.json"):
+            return _shards(file + ".index.json")
+    files = sorted(name for name in os.listdir(path) if name.endswith(".pth"))
+    if len(files) > 1:
+        raise InputError(f"{path} holds {', '.join(files)}: say which, by the path of the file")
+    if not files:
+        raise InputError(
+            f"no weights in {path}: expected {', '.join(FILE_NAMES)}, one file that ends on .pth, "
+            f"or a checkpoint of LiBai's trainer with its folder `{LIBAI_FOLDER}`"
+        )
+    return [os.path.join(path, files[0])]
+
+
+def _shards(index: str) -> list[str]:
+    files = []
+    for name in sorted(set(read_json(index, "weight_map")["weight_map"].values())):
+        files.append(os.path.join(os.path.dirname(index), name))
+        if not os.path.isfile(files[-1]):
+            raise InputError(f"{index} names {name}, which is not there: download it as well")
+    return files
 
 
 def read_json(file: str, *names: str) -> dict:
@@ -46,29 +63,80 @@ def read_json(file: str, *names: str) -> dict:
     except ValueError as error:
         raise InputError(f"{file} is not JSON ({error}): download it again") from error
     missing = [name for name in names if not isinstance(content, dict) or name not in content]
-    if missing:
-        raise InputError(f"{file} has no {', '.join(missing)}: download it again")
+    if missing or not isinstance(content, dict):
+        raise InputError(f"{file} has no {', '.join(missing) or 'fields'}: download it again")
     return content
 
 
-def read_weights(file: str) -> dict[str, np.ndarray]:
-    """The tensors of a .safetensors or a torch file. Raises InputError when it cannot be read."""
-    try:
-        if file.endswith(".safetensors"):
-            from safetensors.numpy import load_file
+def read_weights(path: str) -> dict[str, np.ndarray]:
+    """All tensors at `path`, floating point ones as float32.
 
-            return load_file(file)
-        state = _read_torch(file)
-    except InputError:
-        raise
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"cannot read weights from {file}: {reason}") from error
+    Raises InputError when there are none or when they cannot be read.
+    """
+    state = {}
+    for file in find_weight_files(path):
+        try:
+            state.update(_read_file(file))
+        except InputError:
+            raise
+        except Exception as error:
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            raise InputError(f"cannot read weights from {file}: {reason}") from error
+    return state
+
+
+def read_meta(path: str) -> dict:
+    """What a torch file of mmsegmentation's trainer holds beside its weights, under `meta`."""
+    files = find_weight_files(path)
+    if len(files) > 1 or os.path.isdir(files[0]) or files[0].endswith(".safetensors"):
+        return {}
+    content = _read_torch(files[0])
+    meta = content.get("meta") if isinstance(content, dict) else None
+    return meta if isinstance(meta, dict) else {}
+
+
+def _read_file(file: str) -> dict[str, np.ndarray]:
+    if os.path.isdir(file):
+        return _read_oneflow(file)
+    if os.path.getsize(file) == 0:
+        raise InputError(f"{file} is empty: download it again")
+    if file.endswith(".safetensors"):
+        return _read_safetensors(file)
+    state = _read_torch(file)
     if isinstance(state, dict):
         state = state.get("state_dict", state)
     if not isinstance(state, dict) or not all(hasattr(value, "numpy") for value in state.values()):
         raise InputError(f"{file} holds no weights: expected a dict of tensors")
-    return {key: value.float().numpy() for key, value in state.items()}
+    return {
+        key: (value.float() if value.is_floating_point() else value).numpy()
+        for key, value in state.items()
+    }
+
+
+def _read_safetensors(file: str) -> dict[str, np.ndarray]:
+    from safetensors import safe_open
+
+    state = {}
+    with safe_open(file, "numpy") as stored:
+        for key in stored.keys():  # noqa: SIM118
+            if stored.get_slice(key).get_dtype() == "BF16":
+                state[key] = _read_bfloat16(file, key)
+            else:
+                value = stored.get_tensor(key)
+                is_float = np.issubdtype(value.dtype, np.floating)
+                state[key] = value.astype(np.float32, copy=False) if is_float else value
+    return state
+
+
+def _read_bfloat16(file: str, key: str) -> np.ndarray:
+    """NumPy has no bfloat16, the upper half of a float32."""
+    with open(file, "rb") as stream:
+        header_size = int.from_bytes(stream.read(8), "little")
+        entry = json.loads(stream.read(header_size))[key]
+        start, end = entry["data_offsets"]
+        stream.seek(8 + header_size + start)
+        upper = np.frombuffer(stream.read(end - start), np.uint16)
+    return (upper.astype(np.uint32) << 16).view(np.float32).reshape(entry["shape"])
 
 
 def _read_torch(file: str):
@@ -76,71 +144,54 @@ def _read_torch(file: str):
         import torch
     except ImportError as error:
         raise InputError(
-            f"reading {file} needs PyTorch: pip install torch, or give a .safetensors file"
+            f"reading {file} needs PyTorch: pip install torch==1.13.1, or give a .safetensors file"
         ) from error
-    if os.path.getsize(file) == 0:
-        raise InputError(f"{file} is empty: download it again")
-    if not zipfile.is_zipfile(file):
-        logger.info(f"{file} is in torch's format from before version 1.6")
-    # weights_only: a pickle from a stranger could run code.
-    return torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(
+            f"{file} is refused: beside tensors it holds Python objects, which could run code when "
+            f"they are read ({reason}). Save its state_dict alone, or as .safetensors"
+        ) from error
 
 
-def load_state(
-    model: flow.nn.Module,
-    state: dict[str, np.ndarray],
-    source: str,
-    *,
-    only: str = "",
-    strict: bool = True,
-) -> None:
-    """Copy `state`, named as in this project, into the parameters and buffers of `model`.
+class _StoredTensor:
+    """Stands in for oneflow.Tensor while a checkpoint is unpickled: where its values are."""
 
-    Every rank takes its shard. With `only`, just the keys with that prefix are looked at.
-    Raises InputError that lists all missing, unexpected and wrongly shaped keys; with
-    strict=False these are logged and the rest is loaded.
-    """
-    targets = {key: value for key, value in _tensors(model) if key.startswith(only)}
-    state = {key: value for key, value in state.items() if key.startswith(only)}
-    missing = sorted(targets.keys() - state.keys())
-    unexpected = sorted(state.keys() - targets.keys())
-    reshaped = [
-        f"{key} {tuple(state[key].shape)} for {tuple(targets[key].shape)}"
-        for key in sorted(targets.keys() & state.keys())
-        if tuple(state[key].shape) != tuple(targets[key].shape)
-    ]
-    problems = [
-        f"{len(keys)} {kind}: {', '.join(keys)}"
-        for kind, keys in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", reshaped),
-        )
-        if keys
-    ]
-    if problems:
-        message = f"{source} does not fit the model: {'; '.join(problems)}"
-        if strict:
-            raise InputError(message)
-        logger.warning(message)
-    for key, target in targets.items():  # in one order on all ranks: they copy together
-        if key in state and tuple(state[key].shape) == tuple(target.shape):
-            assign(target, state[key])
+    def __setstate__(self, state):
+        self.folder = state["path"]
 
 
-def state_of(model: flow.nn.Module) -> dict[str, np.ndarray]:
-    """All parameters and buffers of `model`, whole, as NumPy arrays on every rank."""
-    return {key: whole(tensor).numpy() for key, tensor in _tensors(model)}
+class _OneFlowUnpickler(pickle.Unpickler):
+    """Knows what flow.save writes for a state, and nothing that could run code."""
+
+    def find_class(self, module, name):
+        known = {
+            ("oneflow", "Tensor"): _StoredTensor,
+            ("collections", "OrderedDict"): collections.OrderedDict,
+        }
+        if (module, name) not in known:
+            raise InputError(
+                f"it is refused: it holds {module}.{name}, which could run code when it is read; "
+                "expected tensors alone"
+            )
+        return known[module, name]
 
 
-def whole(tensor: flow.Tensor) -> flow.Tensor:
-    """A global tensor, whole, as a local one on every rank; called on all ranks at once."""
-    if not tensor.is_global:
-        return tensor
-    placement = flow.env.all_device_placement(tensor.placement.type)
-    return tensor.to_global(placement=placement, sbp=flow.sbp.broadcast).to_local()
-
-
-def _tensors(model: flow.nn.Module):
-    yield from model.named_parameters()
-    yield from model.named_buffers()
+def _read_oneflow(folder: str) -> dict[str, np.ndarray]:
+    """The tensors that flow.save wrote to `folder`."""
+    try:
+        with open(os.path.join(folder, "pickled_data"), "rb") as stream:
+            tensors = _OneFlowUnpickler(stream).load()["data"]
+        return {
+            key: FileBackendVariableBlob(os.path.join(folder, tensor.folder)).numpy()
+            for key, tensor in tensors.items()
+        }
+    except InputError as error:
+        raise InputError(f"cannot read {folder}: {error}") from error
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise InputError(
+            f"cannot read the checkpoint {folder}, which is not whole: {reason}"
+        ) from error

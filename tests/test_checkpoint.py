@@ -20,14 +20,14 @@ from conftest import wait_until
 from projects.SegFormer.engine.checkpoint import (
     Checkpointer,
     last_checkpoint,
-    read_model,
     read_record,
 )
 from projects.SegFormer.engine.graph import SegformerGraph
 from projects.SegFormer.engine.hooks import BestCheckpointer, PeriodicCheckpointer
 from projects.SegFormer.engine.optim import warmup_poly
+from projects.SegFormer.model_utils.model_weights import state_of
 from projects.SegFormer.model_utils.segf_loader import SegFLoaderLiBai
-from projects.SegFormer.model_utils.weight_files import state_of
+from projects.SegFormer.model_utils.weight_files import read_weights
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.segformer_model import SegformerForSemanticSegmentation
 
@@ -191,7 +191,7 @@ def test_full_disk(tmp_path, size, name):
         training.checkpointer.save(name, 2)
     assert os.listdir(tmp_path) == ["model_0000001"]
     assert last_checkpoint(str(tmp_path)) == (str(tmp_path / "model_0000001"), 1)
-    found = read_model(str(tmp_path / "model_0000001"))
+    found = read_weights(str(tmp_path / "model_0000001"))
     for key, value in before.items():
         np.testing.assert_array_equal(found[key], value, err_msg=key)
     training.checkpointer.save(name, 2)
@@ -240,7 +240,7 @@ def test_kill_in_the_middle_of_a_save(tmp_path, start):
         path, iteration = last_checkpoint(str(folder))
         last = int((folder / "saved").read_text().split()[-1])
         assert iteration in (last, last + 1)  # killed before it could say so
-        assert {value.mean() for value in read_model(path).values()} == {iteration}
+        assert {value.mean() for value in read_weights(path).values()} == {iteration}
     assert caught, "no kill fell into a save"
 
 

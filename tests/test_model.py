@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from conftest import ROOT
 from projects.SegFormer.engine.graph import SegformerGraph
 from projects.SegFormer.model_utils.key_rules import HUGGINGFACE, from_here, to_here
-from projects.SegFormer.model_utils.weight_files import load_state, state_of
+from projects.SegFormer.model_utils.model_weights import load_state, state_of
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.layers import broadcast_sbp
 from projects.SegFormer.modeling.segformer_loadmodel import (

@@ -100,9 +100,9 @@ def expected_losses(overrides):
     return losses
 
 
-# The recipe, and rates at which the loss falls by a third. There the rounding of float32 now and then
-# puts a pre-activation of the head on the other side of its ReLU, which moves a gradient in one
-# step: in float64, noise of 1e-5 on the initial weights moves these losses by up to 9e-5.
+# The recipe, and rates at which the loss falls by a third. There the rounding of float32 now and
+# then puts a pre-activation of the head on the other side of its ReLU, which moves a gradient in
+# one step: in float64, noise of 1e-5 on the initial weights moves these losses by up to 9e-5.
 RECIPE = pytest.param((), 0.05, 5e-5, id="recipe")
 STRONG = pytest.param(
     ("optim.params.lr=3e-4", "optim.params.weight_decay=1"), 0.3, 3e-4, id="strong"

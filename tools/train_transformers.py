@@ -24,7 +24,7 @@ from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.engine.libai_mends import mend_libai
 from projects.SegFormer.evaluation.mean_iou import MeanIoUEvaluator, format_table
 from projects.SegFormer.model_utils.key_rules import HUGGINGFACE, from_here
-from projects.SegFormer.model_utils.weight_files import state_of
+from projects.SegFormer.model_utils.model_weights import state_of
 
 # Norms after patch embedding and spatial reduction, by their names in transformers.
 EMBED_NORMS = ("patch_embeddings", "attention.self.layer_norm")

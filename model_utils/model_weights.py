@@ -1,0 +1,140 @@
+"""Weights between NumPy and a model, whatever its placement."""
+
+import logging
+import re
+from collections.abc import Callable
+
+import numpy as np
+import oneflow as flow
+from oneflow.framework.check_point_v2 import _broadcast_py_object
+
+from projects.SegFormer.modeling.errors import InputError
+from projects.SegFormer.modeling.segformer_model import SegformerPreTrainModel, assign
+
+logger = logging.getLogger("libai." + __name__)
+
+# In files, but no layer reads them: how often batch norm has moved, and a spare classifier.
+UNUSED = re.compile(r".*\.num_batches_tracked|head\.conv_seg\..*")
+# The layers whose size is the number of classes, of segmentation and of classification.
+CLASSIFIERS = ("head.linear_pred", "head")
+
+
+def load_state(
+    model: flow.nn.Module,
+    state: dict[str, np.ndarray] | None,
+    source: str,
+    *,
+    only: str = "",
+    strict: bool = True,
+    ignore_mismatched_head: bool = False,
+) -> None:
+    """Copy `state`, named as in this project, into the parameters and buffers of `model`.
+
+    It is called on all ranks; rank 0's `state` counts, which is emptied as it is copied, and the
+    others may have None. Every rank takes its shard.
+
+    Args:
+        source: what messages call the weights.
+        only: look only at keys with this prefix. A bare encoder looks only at `segformer.`.
+        strict: raise InputError that lists all missing, unexpected and wrongly shaped keys, before
+            anything is copied. Otherwise they are logged and the rest is loaded.
+        ignore_mismatched_head: leave a classifier of another number of classes as it is.
+    """
+    prefix = ""
+    if isinstance(model, SegformerPreTrainModel):
+        prefix = only = "segformer."
+    targets = {prefix + key: value for key, value in _tensors(model)}
+    targets = {key: value for key, value in targets.items() if key.startswith(only)}
+    shapes = {key: tuple(value.shape) for key, value in targets.items()}
+
+    def compare():
+        found = {key: np.shape(value) for key, value in state.items() if key.startswith(only)}
+        return _compare(found, shapes, ignore_mismatched_head)
+
+    fitting, problems, other_classes = on_rank_0(compare)
+    if other_classes:
+        logger.warning(f"{source}: the classifier starts fresh: {other_classes}")
+    if problems:
+        message = f"{source} does not fit the model: {'; '.join(problems)}"
+        if strict:
+            raise InputError(message)
+        logger.warning(message)
+    for key in fitting:
+        values = state.pop(key) if flow.env.get_rank() == 0 else None
+        assign(targets[key], _from_rank_0(values, shapes[key]))
+
+
+def _compare(found, shapes, ignore_mismatched_head: bool):
+    """(keys that fit, what does not fit, classifiers of another size) from two {key: shape}."""
+    found = {key: shape for key, shape in found.items() if not UNUSED.fullmatch(key)}
+    reshaped = {
+        key: f"{key} {found[key]} for {shapes[key]}"
+        for key in sorted(shapes.keys() & found.keys())
+        if found[key] != shapes[key]
+    }
+    other_classes = {}
+    if ignore_mismatched_head:
+        other_classes = {
+            key: reshaped.pop(key)
+            for key in list(reshaped)
+            if key.rpartition(".")[0] in CLASSIFIERS and found[key][1:] == shapes[key][1:]
+        }
+    problems = [
+        f"{len(keys)} {kind}: {', '.join(keys)}"
+        for kind, keys in (
+            ("missing", sorted(shapes.keys() - found.keys())),
+            ("unexpected", sorted(found.keys() - shapes.keys())),
+            ("of another shape", list(reshaped.values())),
+        )
+        if keys
+    ]
+    fitting = [
+        key for key in shapes if key in found and key not in reshaped and key not in other_classes
+    ]
+    return fitting, problems, ", ".join(other_classes.values())
+
+
+def on_rank_0(work: Callable):
+    """What `work()` returns on rank 0, on every rank. Its InputError is raised on every rank."""
+    result = error = None
+    if flow.env.get_rank() == 0:
+        try:
+            result = work()
+        except InputError as raised:
+            error = raised
+    if flow.env.get_world_size() > 1:
+        result, message = _broadcast_py_object((result, error and str(error)))
+        error = error or (message and InputError(message))
+    if error:
+        raise error
+    return result
+
+
+def _from_rank_0(values: np.ndarray | None, shape: tuple) -> np.ndarray:
+    """Rank 0's values on every rank."""
+    if flow.env.get_world_size() == 1:
+        return values
+    if values is None:
+        local = flow.empty(*shape, dtype=flow.float32)
+    else:
+        local = flow.tensor(np.ascontiguousarray(values, np.float32))
+    flow.comm.broadcast(local, 0)
+    return local.numpy()
+
+
+def state_of(model: flow.nn.Module) -> dict[str, np.ndarray]:
+    """All parameters and buffers of `model`, whole, as NumPy arrays on every rank."""
+    return {key: whole(tensor).numpy() for key, tensor in _tensors(model)}
+
+
+def whole(tensor: flow.Tensor) -> flow.Tensor:
+    """A global tensor, whole, as a local one on every rank; called on all ranks at once."""
+    if not tensor.is_global:
+        return tensor
+    placement = flow.env.all_device_placement(tensor.placement.type)
+    return tensor.to_global(placement=placement, sbp=flow.sbp.broadcast).to_local()
+
+
+def _tensors(model: flow.nn.Module):
+    yield from model.named_parameters()
+    yield from model.named_buffers()

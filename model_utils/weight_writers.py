@@ -1,0 +1,121 @@
+"""Writers: this project's state to disk, as other tools read it."""
+
+import json
+import os
+
+import numpy as np
+import oneflow as flow
+
+from projects.SegFormer.model_utils.huggingface_config import ARCHITECTURES, from_settings
+from projects.SegFormer.model_utils.key_rules import (
+    HUGGINGFACE,
+    OFFICIAL_IMAGENET,
+    OFFICIAL_SEGMENTATION,
+    KeyFormat,
+    from_here,
+)
+from projects.SegFormer.model_utils.weight_files import LIBAI_FOLDER, SETTINGS_FILE
+from projects.SegFormer.modeling.errors import InputError
+
+CONV_SEG = 128  # input channels of conv_seg in all of the paper's configs
+
+
+def architecture_of(state: dict[str, np.ndarray]) -> str:
+    """transformers' name of the model that `state` is of. Raises InputError without a head."""
+    for key, architecture in zip(("head.linear_pred.weight", "head.weight"), ARCHITECTURES):
+        if key in state:
+            return architecture
+    raise InputError(
+        "these weights are an encoder without a head: what is written has one. Load them with "
+        "cfg.pretrained_model_path, or train first"
+    )
+
+
+def write_huggingface(
+    folder: str,
+    state: dict[str, np.ndarray],
+    settings: dict,
+    classes: list[str],
+    image_processor: dict,
+    key_format: KeyFormat = HUGGINGFACE,
+) -> None:
+    """A folder that transformers loads with `from_pretrained`.
+
+    Args:
+        state: named as in this project.
+        settings: of the model here.
+        classes: names of the classes, by index.
+        image_processor: the content of preprocessor_config.json.
+        key_format: HUGGINGFACE, which all versions read, or HUGGINGFACE_STAGES.
+    """
+    from safetensors.numpy import save_file
+
+    os.makedirs(folder)
+    tensors = from_here(_with_batch_count(state), key_format)
+    save_file(tensors, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
+    config = from_settings(settings, architecture_of(state), classes)
+    _write_json(os.path.join(folder, "config.json"), config)
+    _write_json(os.path.join(folder, "preprocessor_config.json"), image_processor)
+
+
+def write_official(file: str, state: dict[str, np.ndarray], classes: list[str]) -> None:
+    """A file that the paper's code loads, of segmentation or of ImageNet-1K classification.
+
+    Needs PyTorch. Raises InputError without it.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(f"writing {file} needs PyTorch: pip install torch==1.13.1") from error
+
+    if architecture_of(state) == ARCHITECTURES[1]:
+        content = _to_torch(from_here(state, OFFICIAL_IMAGENET))
+    else:
+        state = _with_batch_count(state)
+        # The paper's code has these and never calls them.
+        bias = np.zeros_like(state["head.linear_pred.bias"])
+        state.setdefault("head.conv_seg.bias", bias)
+        state.setdefault(
+            "head.conv_seg.weight", np.zeros((*bias.shape, CONV_SEG, 1, 1), bias.dtype)
+        )
+        tensors = _to_torch(from_here(state, OFFICIAL_SEGMENTATION))
+        content = {"meta": {"CLASSES": list(classes)}, "state_dict": tensors}
+    os.makedirs(os.path.dirname(file) or ".", exist_ok=True)
+    torch.save(content, file)
+
+
+def write_libai(
+    folder: str,
+    state: dict[str, np.ndarray],
+    settings: dict,
+    classes: list[str],
+    image_processor: dict,
+) -> None:
+    """A checkpoint of LiBai's form, and the settings of its model beside it."""
+    os.makedirs(folder)
+    tensors = {key: flow.tensor(np.ascontiguousarray(value)) for key, value in state.items()}
+    flow.save(tensors, os.path.join(folder, LIBAI_FOLDER))
+    description = dict(settings=settings, classes=classes, image_processor=image_processor)
+    _write_json(os.path.join(folder, SETTINGS_FILE), description)
+
+
+def _with_batch_count(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """With PyTorch's count of batches beside the statistics of batch norm, which nothing reads."""
+    count = {
+        key.replace("running_mean", "num_batches_tracked"): np.array(0)
+        for key in state
+        if key.endswith("running_mean")
+    }
+    return {**count, **state}
+
+
+def _to_torch(state: dict[str, np.ndarray]) -> dict:
+    import torch
+
+    return {key: torch.from_numpy(value.copy()) for key, value in state.items()}
+
+
+def _write_json(file: str, content: dict) -> None:
+    with open(file, "w", encoding="utf-8") as stream:
+        json.dump(content, stream, indent=2, ensure_ascii=False)
+        stream.write("\n")

@@ -1,0 +1,232 @@
+"""Weights from one format to another.
+
+    python tools/convert_weights.py --from WEIGHTS --to huggingface --output FOLDER
+    python tools/convert_weights.py --from WEIGHTS --to official --output FILE.pth
+    python tools/convert_weights.py --from WEIGHTS --to libai --output FOLDER
+
+WEIGHTS is a folder of Hugging Face's save_pretrained, a file of the paper's authors or of
+mmsegmentation, or a checkpoint of LiBai's trainer; its format is told by its keys. All numbers
+arrive bit for bit.
+"""
+
+import argparse
+import os
+import sys
+from dataclasses import dataclass, field
+
+from libai.utils import distributed as dist
+from omegaconf import OmegaConf
+
+from projects.SegFormer.configs.common.train import train
+from projects.SegFormer.dataset.transforms import IMAGENET_MEAN, IMAGENET_STD
+from projects.SegFormer.engine.config import load_config
+from projects.SegFormer.engine.libai_mends import mend_libai
+from projects.SegFormer.model_utils.huggingface_config import (
+    ARCHITECTURES,
+    class_names,
+    image_processor,
+    read_config,
+    to_settings,
+)
+from projects.SegFormer.model_utils.key_rules import (
+    HUGGINGFACE,
+    HUGGINGFACE_STAGES,
+    OFFICIAL_SEGMENTATION,
+    find_format,
+    to_here,
+)
+from projects.SegFormer.model_utils.model_weights import load_state
+from projects.SegFormer.model_utils.segf_loader import model_arguments
+from projects.SegFormer.model_utils.weight_files import (
+    SETTINGS_FILE,
+    read_json,
+    read_meta,
+    read_weights,
+)
+from projects.SegFormer.model_utils.weight_writers import (
+    architecture_of,
+    write_huggingface,
+    write_libai,
+    write_official,
+)
+from projects.SegFormer.modeling.errors import InputError
+from projects.SegFormer.modeling.segformer_model import (
+    SegformerForImageClassification,
+    SegformerForSemanticSegmentation,
+)
+from projects.SegFormer.tools.predict import classes_and_palette
+
+MODELS = dict(
+    zip(ARCHITECTURES, (SegformerForSemanticSegmentation, SegformerForImageClassification))
+)
+KEY_LAYOUTS = {"block": HUGGINGFACE, "stages": HUGGINGFACE_STAGES}
+EPS = ("layer_norm_eps", "embed_norm_eps")
+# What does not show in the weights, and is the same for all MiT.
+FAMILY = dict(num_attention_heads=[1, 2, 5, 8], strides=[4, 2, 2, 2])
+
+
+@dataclass
+class Description:
+    """What belongs to weights: settings of the model, names of its classes, its image processor."""
+
+    settings: dict
+    classes: list[str] = field(default_factory=list)
+    image_processor: dict = field(default_factory=dict)
+
+
+def main(arguments: list[str]) -> None:
+    args = _parser().parse_args(arguments)
+    if os.path.exists(args.output):
+        raise InputError(f"{args.output} is already there: remove it, or choose another --output")
+    mend_libai()
+    dist.setup_dist_util(OmegaConf.create(train["dist"]))
+
+    stored = read_weights(args.source)
+    key_format = find_format(stored, args.source)
+    state = to_here(stored, key_format)
+    model = describe(args.source, args.config, state, key_format.eps)
+    check(state, model.settings, args.source)
+    if args.target == "huggingface":
+        layout = KEY_LAYOUTS[args.key_layout]
+        write_huggingface(
+            args.output, state, model.settings, model.classes, model.image_processor, layout
+        )
+    elif args.target == "libai":
+        write_libai(args.output, state, model.settings, model.classes, model.image_processor)
+    else:
+        write_official(args.output, state, model.classes)
+    print(f"{len(state)} tensors, {key_format.name} to {args.target}: see {args.output}")
+    _tell_eps(model.settings, args.target)
+
+
+def describe(source: str, config: str | None, state: dict, eps: tuple | None) -> Description:
+    """From `config`, else from what is stored with the weights, else from their shapes.
+
+    Args:
+        source: where the weights were read.
+        config: a config file, or None.
+        state: the weights, named as in this project.
+        eps: layer_norm_eps and embed_norm_eps of the code that the weights come from, if known.
+    """
+    config = config or _config_of_training(source)
+    if config:
+        model = _from_config(config)
+    elif os.path.isfile(os.path.join(source, "config.json")):
+        model = _from_huggingface(source)
+    elif os.path.isfile(os.path.join(source, SETTINGS_FILE)):
+        model = Description(**read_json(os.path.join(source, SETTINGS_FILE), "settings"))
+    elif eps:
+        model = Description(sizes_of(state) | FAMILY, list(read_meta(source).get("CLASSES") or []))
+    else:
+        raise InputError(
+            f"{source} does not say what model it is of: give the config of its training, "
+            "--config configs/... or the config.yaml in its train.output_dir"
+        )
+    model.settings |= dict(zip(EPS, eps or ()))
+    count = model.settings["num_classes"]
+    if len(model.classes) != count:
+        model.classes = [f"LABEL_{index}" for index in range(count)]
+    if not model.image_processor:
+        model.image_processor = image_processor(architecture_of(state), IMAGENET_MEAN, IMAGENET_STD)
+    return model
+
+
+def _config_of_training(source: str) -> str | None:
+    """LiBai's trainer writes config.yaml beside its checkpoints."""
+    file = os.path.join(os.path.dirname(os.path.abspath(source)), "config.yaml")
+    return file if os.path.isdir(source) and os.path.isfile(file) else None
+
+
+def _from_config(file: str) -> Description:
+    config = load_config(file)
+    settings = OmegaConf.to_container(config.model.cfg)
+    settings.pop("pretrained_model_path", None)
+    dataset = config.dataloader.test[0].dataset
+    classes, _ = classes_and_palette(dataset)
+    for transform in dataset.transforms:
+        if str(transform["_target_"]).endswith("Normalize"):
+            mean, std = transform.get("mean", IMAGENET_MEAN), transform.get("std", IMAGENET_STD)
+            return Description(settings, classes, image_processor(ARCHITECTURES[0], mean, std))
+    return Description(settings, classes)
+
+
+def _from_huggingface(folder: str) -> Description:
+    config = read_config(folder)
+    processor = os.path.join(folder, "preprocessor_config.json")
+    return Description(
+        to_settings(config),
+        class_names(config),
+        read_json(processor) if os.path.isfile(processor) else {},
+    )
+
+
+def sizes_of(state: dict) -> dict:
+    """The settings of a model that show in the shapes of its weights, named as in this project."""
+    shapes = {key: value.shape for key, value in state.items()}
+    stages = range(sum(key.startswith("segformer.layer_norms.") for key in shapes) // 2)
+    hidden_sizes = [shapes[f"segformer.layer_norms.{i}.weight"][0] for i in stages]
+    patches = [shapes[f"segformer.patch_embeds.{i}.proj.weight"] for i in stages]
+    blocks = [f"segformer.blocks.{i}." for i in stages]
+    settings = dict(
+        num_channels=patches[0][1],
+        depths=[
+            sum(key.startswith(block) and key.endswith(".norm1.bias") for key in shapes)
+            for block in blocks
+        ],
+        hidden_sizes=hidden_sizes,
+        sr_ratios=[shapes.get(block + "0.attn.sr.weight", (1,))[-1] for block in blocks],
+        mlp_ratios=[
+            shapes[block + "0.mlp.dense_4h_to_h.weight"][0] // hidden_sizes[i]
+            for i, block in enumerate(blocks)
+        ],
+        patch_sizes=[shape[-1] for shape in patches],
+    )
+    if "head.weight" in shapes:
+        return settings | dict(num_classes=shapes["head.weight"][1])
+    classes, decoder_hidden_size = shapes["head.linear_pred.weight"][:2]
+    return settings | dict(num_classes=classes, decoder_hidden_size=decoder_hidden_size)
+
+
+def check(state: dict, settings: dict, source: str) -> None:
+    """Raises InputError unless the weights fill the model that is written down with them."""
+    model = MODELS[architecture_of(state)]
+    load_state(model(**model_arguments(model, settings)), dict(state), source)
+
+
+def _tell_eps(settings: dict, target: str) -> None:
+    fixed = {"huggingface": HUGGINGFACE, "official": OFFICIAL_SEGMENTATION}.get(target)
+    eps = tuple(settings[name] for name in EPS)
+    if fixed and eps != fixed.eps:
+        print(
+            f"note: these weights were used with {' and '.join(EPS)} of {eps}; the code that reads "
+            f"{target} weights has {fixed.eps}. README.md says what that changes."
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--from", dest="source", required=True, help="folder or file of weights")
+    parser.add_argument(
+        "--to", dest="target", required=True, choices=("huggingface", "official", "libai")
+    )
+    parser.add_argument("--output", required=True, help="a new folder; a new file for official")
+    parser.add_argument(
+        "--config", help="config of the training, where the weights do not tell their model"
+    )
+    parser.add_argument(
+        "--key-layout",
+        choices=tuple(KEY_LAYOUTS),
+        default="block",
+        help="keys for huggingface: `block`, which all versions of transformers read, or `stages`, "
+        "the modules of its versions since 5.10",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except InputError as error:
+        sys.exit(f"error: {error}")
