@@ -3,7 +3,8 @@
 A rule pairs the names of modules in this project with their names elsewhere. `{i}` stands for a
 stage counted from 0, `{I}` for one counted from 1, `{j}` for a block. Several names, with `|`
 between them, are one tensor joined along its outputs; `*2` after a name says that it holds two of
-the equal parts. The layout says how the tensors differ:
+the equal parts. After a name come a dot and `weight` or the like; after one that ends on `_` no
+dot. The layout says how the tensors differ:
 
 - "same": not at all;
 - "linear": weights are (in, out) here, as in LiBai's Linear, and (out, in) there;
@@ -11,11 +12,13 @@ the equal parts. The layout says how the tensors differ:
 """
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 
+from projects.SegFormer.model_utils.lazy_state import LazyState
 from projects.SegFormer.modeling.errors import InputError
 
 
@@ -204,7 +207,7 @@ MMSEGMENTATION = KeyFormat(
         "segformer.patch_embeds.{i}.norm layers.{i}.0.norm",
         "segformer.blocks.{i}.{j}.norm1 layers.{i}.1.{j}.norm1",
         "segformer.blocks.{i}.{j}.attn.q|segformer.blocks.{i}.{j}.attn.kv*2 "
-        "layers.{i}.1.{j}.attn.attn.in_proj*3 linear",
+        "layers.{i}.1.{j}.attn.attn.in_proj_*3 linear",
         "segformer.blocks.{i}.{j}.attn.proj layers.{i}.1.{j}.attn.attn.out_proj linear",
         "segformer.blocks.{i}.{j}.attn.sr layers.{i}.1.{j}.attn.sr",
         "segformer.blocks.{i}.{j}.attn.norm layers.{i}.1.{j}.attn.norm",
@@ -214,7 +217,7 @@ MMSEGMENTATION = KeyFormat(
         "segformer.blocks.{i}.{j}.mlp.dense_4h_to_h layers.{i}.1.{j}.ffn.layers.4 pointwise",
         "segformer.layer_norms.{i} layers.{i}.2",
     ),
-    respelled=((r"^backbone\.layers\.", "layers."), (r"\.in_proj_(weight|bias)$", r".in_proj.\1")),
+    respelled=((r"^backbone\.layers\.", "layers."),),
     eps=(1e-6, 1e-6),
 )
 
@@ -228,56 +231,65 @@ KEY_FORMATS = (
 )
 
 
-def find_format(state: dict[str, np.ndarray], source: str) -> KeyFormat:
-    """The format whose table knows most keys of `state`.
+def find_format(shapes: dict[str, tuple], source: str) -> KeyFormat:
+    """The format whose table knows most of the keys, from the shapes of a checkpoint.
 
     Raises InputError, naming `source`, when none knows any.
     """
 
     def known(key_format: KeyFormat) -> int:
-        keys = (_respell(key, key_format) for key in state)
+        keys = (_respell(key, key_format) for key in shapes)
         return sum(_find(key, key_format.rules, "there") is not None for key in keys)
 
     best = max(KEY_FORMATS, key=known)
     if not known(best):
-        examples = ", ".join(sorted(state)[:3]) or "none at all"
+        examples = ", ".join(sorted(shapes)[:3]) or "none at all"
         raise InputError(
             f"{source} holds no SegFormer weights: its keys ({examples}) are none of "
             + ", ".join(key_format.name for key_format in KEY_FORMATS)
         )
-    if best is LIBAI and _is_transposed(state):
+    if best is LIBAI and _is_transposed(shapes):
         return LIBAI_TRANSPOSED
     return best
 
 
-def _is_transposed(state) -> bool:
+def _is_transposed(shapes: dict[str, tuple]) -> bool:
     """Keys and values are joined along the outputs, twice as many as inputs."""
-    shapes = [np.shape(value) for key, value in state.items() if key.endswith("attn.kv.weight")]
-    return bool(shapes) and all(rows == 2 * columns for rows, columns in shapes)
+    joined = [shape for key, shape in shapes.items() if key.endswith("attn.kv.weight")]
+    return bool(joined) and all(rows == 2 * columns for rows, columns in joined)
 
 
 def to_here(state: dict[str, np.ndarray], key_format: KeyFormat) -> dict[str, np.ndarray]:
     """Rename and lay out a checkpoint of `key_format` as this project's state.
 
-    `state` is emptied, so that its tensors are never in memory twice. Keys that no rule knows keep
-    their name, for the caller to report. Raises InputError when a part of a tensor is missing.
+    Keys that no rule knows keep their name, for the caller to report. Raises InputError when a part
+    of a tensor is missing.
     """
-    spelled = {}
-    while state:
-        key, value = state.popitem()
-        spelled[_respell(key, key_format)] = value
-    return _convert(spelled, key_format, "there", "here")
+    return dict(lazily_here(LazyState.of(state), key_format).read())
+
+
+def lazily_here(state: LazyState, key_format: KeyFormat) -> LazyState:
+    """The same for a state that is read one tensor at a time."""
+
+    def convert(tensors):
+        spelled = ((_respell(key, key_format), value) for key, value in tensors)
+        return _convert(spelled, key_format, "there", "here")
+
+    # Zeros that take no memory have the same shapes.
+    hollow = {key: np.broadcast_to(np.float32(0), shape) for key, shape in state.shapes.items()}
+    shapes = {key: value.shape for key, value in convert(hollow.items())}
+    return LazyState(shapes, lambda: convert(state.read()))
 
 
 def from_here(state: dict[str, np.ndarray], key_format: KeyFormat) -> dict[str, np.ndarray]:
-    """The reverse of `to_here`, bit for bit; `state` stays.
+    """The reverse of `to_here`, bit for bit.
 
     Raises InputError for keys that the format has no name for.
     """
     for key in state:
         if _find(key, key_format.rules, "here") is None:
             raise InputError(f"{key_format.name} weights have no name for {key}")
-    return _convert(dict(state), key_format, "here", "there")
+    return dict(_convert(state.items(), key_format, "here", "there"))
 
 
 def _respell(key: str, key_format: KeyFormat) -> str:
@@ -287,14 +299,13 @@ def _respell(key: str, key_format: KeyFormat) -> str:
     return key
 
 
-def _convert(state, key_format: KeyFormat, source: str, target: str) -> dict[str, np.ndarray]:
-    """Empties `state`. `source` and `target` are "here" and "there", or the reverse."""
-    converted, incomplete = {}, {}
-    while state:
-        key, value = state.popitem()
+def _convert(tensors: Iterable, key_format: KeyFormat, source: str, target: str) -> Iterator:
+    """Pairs (key, tensor) from one side to the other, "here" and "there" or the reverse."""
+    incomplete = {}
+    for key, value in tensors:
         found = _find(key, key_format.rules, source)
         if found is None:
-            converted[key] = value
+            yield key, value
             continue
         rule, name, numbers, leaf = found
         parts = incomplete.setdefault((rule, tuple(numbers.items()), leaf), {})
@@ -304,14 +315,13 @@ def _convert(state, key_format: KeyFormat, source: str, target: str) -> dict[str
         del incomplete[rule, tuple(numbers.items()), leaf]
         for name, part in _distribute(parts, rule, source, target):
             laid_out = _to_there(part, rule.layout) if target == "there" else part
-            converted[_key(name, numbers, leaf)] = laid_out
+            yield _key(name, numbers, leaf), laid_out
     for (rule, numbers, leaf), parts in incomplete.items():
         names = [_key(name, dict(numbers), leaf) for name in _names(getattr(rule, source))]
         raise InputError(
             f"{key_format.name} weights hold only {len(parts)} of {', '.join(names)}: "
             "they belong together"
         )
-    return converted
 
 
 def _distribute(parts: dict[str, np.ndarray], rule: Rule, source: str, target: str):
@@ -341,12 +351,13 @@ def _to_there(value: np.ndarray, layout: str) -> np.ndarray:
 
 def _find(key: str, rules: tuple[Rule, ...], side: str):
     """(rule, name on that side, numbers in it, leaf) for a key, or None."""
-    module, _, leaf = key.rpartition(".")
     for rule in rules:
         for name in _names(getattr(rule, side)):
-            match = _pattern(name).fullmatch(module)
+            match = _pattern(name).fullmatch(key)
             if match is not None:
-                return rule, name, _stage_from_0(match.groupdict()), leaf
+                numbers = match.groupdict()
+                leaf = numbers.pop("leaf")
+                return rule, name, _stage_from_0(numbers), leaf
     return None
 
 
@@ -362,7 +373,11 @@ def _pattern(name: str) -> re.Pattern:
     pattern = re.escape(name)
     for placeholder in "iIj":
         pattern = pattern.replace(rf"\{{{placeholder}\}}", rf"(?P<{placeholder}>\d+)")
-    return re.compile(pattern)
+    return re.compile(pattern + re.escape(_separator(name)) + r"(?P<leaf>\w+)")
+
+
+def _separator(name: str) -> str:
+    return "" if name.endswith("_") else "."
 
 
 def _stage_from_0(numbers: dict[str, str]) -> dict[str, int]:
@@ -373,4 +388,4 @@ def _stage_from_0(numbers: dict[str, str]) -> dict[str, int]:
 
 
 def _key(name: str, numbers: dict[str, int], leaf: str) -> str:
-    return name.format(**numbers, I=numbers.get("i", 0) + 1) + "." + leaf
+    return name.format(**numbers, I=numbers.get("i", 0) + 1) + _separator(name) + leaf

@@ -8,6 +8,7 @@ import numpy as np
 import oneflow as flow
 from oneflow.framework.check_point_v2 import _broadcast_py_object
 
+from projects.SegFormer.model_utils.lazy_state import LazyState
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.segformer_model import SegformerPreTrainModel, assign
 
@@ -21,7 +22,7 @@ CLASSIFIERS = ("head.linear_pred", "head")
 
 def load_state(
     model: flow.nn.Module,
-    state: dict[str, np.ndarray] | None,
+    state: LazyState | None,
     source: str,
     *,
     only: str = "",
@@ -30,8 +31,8 @@ def load_state(
 ) -> None:
     """Copy `state`, named as in this project, into the parameters and buffers of `model`.
 
-    It is called on all ranks; rank 0's `state` counts, which is emptied as it is copied, and the
-    others may have None. Every rank takes its shard.
+    It is called on all ranks; rank 0's `state` counts, and the others may have None. Every rank
+    takes its shard.
 
     Args:
         source: what messages call the weights.
@@ -48,7 +49,7 @@ def load_state(
     shapes = {key: tuple(value.shape) for key, value in targets.items()}
 
     def compare():
-        found = {key: np.shape(value) for key, value in state.items() if key.startswith(only)}
+        found = {key: shape for key, shape in state.shapes.items() if key.startswith(only)}
         return _compare(found, shapes, ignore_mismatched_head)
 
     fitting, problems, other_classes = on_rank_0(compare)
@@ -59,9 +60,8 @@ def load_state(
         if strict:
             raise InputError(message)
         logger.warning(message)
-    for key in fitting:
-        values = state.pop(key) if flow.env.get_rank() == 0 else None
-        assign(targets[key], _from_rank_0(values, shapes[key]))
+    for key, values in _from_rank_0(state, fitting, shapes):
+        assign(targets[key], values)
 
 
 def _compare(found, shapes, ignore_mismatched_head: bool):
@@ -88,9 +88,7 @@ def _compare(found, shapes, ignore_mismatched_head: bool):
         )
         if keys
     ]
-    fitting = [
-        key for key in shapes if key in found and key not in reshaped and key not in other_classes
-    ]
+    fitting = [key for key in found if shapes.get(key) == found[key]]
     return fitting, problems, ", ".join(other_classes.values())
 
 
@@ -110,16 +108,21 @@ def on_rank_0(work: Callable):
     return result
 
 
-def _from_rank_0(values: np.ndarray | None, shape: tuple) -> np.ndarray:
-    """Rank 0's values on every rank."""
+def _from_rank_0(state: LazyState | None, keys: list[str], shapes: dict[str, tuple]):
+    """Pairs (key, values) of rank 0's state on every rank, in the order of `keys`, which is its."""
     if flow.env.get_world_size() == 1:
-        return values
-    if values is None:
-        local = flow.empty(*shape, dtype=flow.float32)
+        yield from ((key, values) for key, values in state.read() if key in set(keys))
+    elif flow.env.get_rank() == 0:
+        wanted = set(keys)
+        for key, values in state.read():
+            if key in wanted:
+                flow.comm.broadcast(flow.tensor(np.ascontiguousarray(values, np.float32)), 0)
+                yield key, values
     else:
-        local = flow.tensor(np.ascontiguousarray(values, np.float32))
-    flow.comm.broadcast(local, 0)
-    return local.numpy()
+        for key in keys:
+            received = flow.empty(*shapes[key], dtype=flow.float32)
+            flow.comm.broadcast(received, 0)
+            yield key, received.numpy()
 
 
 def state_of(model: flow.nn.Module) -> dict[str, np.ndarray]:

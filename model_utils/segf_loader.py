@@ -5,22 +5,20 @@ import inspect
 import logging
 import os
 
-import numpy as np
-
 from projects.SegFormer.model_utils.huggingface_config import read_config, to_settings
 from projects.SegFormer.model_utils.key_rules import (
     HUGGINGFACE,
     OFFICIAL_SEGMENTATION,
     KeyFormat,
     find_format,
-    to_here,
+    lazily_here,
 )
 from projects.SegFormer.model_utils.model_weights import load_state, on_rank_0
 from projects.SegFormer.model_utils.weight_files import (
     LIBAI_FOLDER,
     SETTINGS_FILE,
+    open_weights,
     read_json,
-    read_weights,
 )
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.segformer_model import (
@@ -90,12 +88,13 @@ def fill_model(model, path: str, *, only: str = "", **options) -> None:
     Called on all ranks; rank 0 reads. `only` and `options` are those of
     `model_weights.load_state`, the errors too.
     """
-    state: dict[str, np.ndarray] = {}
+    state = None
 
     def read() -> KeyFormat:
-        stored = read_weights(path)
-        key_format = find_format(stored, path)
-        state.update(to_here(stored, key_format))
+        nonlocal state
+        stored = open_weights(path)
+        key_format = find_format(stored.shapes, path)
+        state = lazily_here(stored, key_format)
         return key_format
 
     key_format = on_rank_0(read)

@@ -4,16 +4,28 @@ import collections
 import json
 import os
 import pickle
+from contextlib import contextmanager
 
 import numpy as np
 from oneflow.framework.check_point_v2 import FileBackendVariableBlob
 
+from projects.SegFormer.model_utils.lazy_state import LazyState
 from projects.SegFormer.modeling.errors import InputError
 
 # A folder is looked through in this order; then for a single file that ends on .pth.
 FILE_NAMES = ("model.safetensors", "pytorch_model.bin")
 LIBAI_FOLDER = "model"  # in a checkpoint of LiBai's trainer, beside optimizer and lr_scheduler
 SETTINGS_FILE = "segformer.json"  # beside it in a checkpoint that was converted
+
+# The names in the header of a safetensors file.
+SAFETENSORS_DTYPES = {
+    name: np.dtype(dtype)
+    for name, dtype in {
+        **{"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"},
+        **{"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "<i1"},
+        **{"U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "<u1", "BOOL": "?"},
+    }.items()
+}
 
 
 def find_weight_files(path: str) -> list[str]:
@@ -68,21 +80,29 @@ def read_json(file: str, *names: str) -> dict:
     return content
 
 
-def read_weights(path: str) -> dict[str, np.ndarray]:
-    """All tensors at `path`, floating point ones as float32.
+def open_weights(path: str) -> LazyState:
+    """The tensors at `path`; floating point ones are read as float32.
 
-    Raises InputError when there are none or when they cannot be read.
+    Raises InputError, now or while they are read, when there are none or they are broken.
     """
-    state = {}
+    states = []
     for file in find_weight_files(path):
-        try:
-            state.update(_read_file(file))
-        except InputError:
-            raise
-        except Exception as error:
-            reason = str(error).strip().split("\n")[0] or type(error).__name__
-            raise InputError(f"cannot read weights from {file}: {reason}") from error
-    return state
+        with _told_by_file(file):
+            states.append(_open_file(file))
+
+    def read():
+        for file, state in zip(find_weight_files(path), states):
+            with _told_by_file(file):
+                for key, value in state.read():
+                    is_float = np.issubdtype(value.dtype, np.floating)
+                    yield key, value.astype(np.float32, copy=False) if is_float else value
+
+    return LazyState({k: shape for state in states for k, shape in state.shapes.items()}, read)
+
+
+def read_weights(path: str) -> dict[str, np.ndarray]:
+    """All tensors at `path` at once. Raises InputError like `open_weights`."""
+    return dict(open_weights(path).read())
 
 
 def read_meta(path: str) -> dict:
@@ -90,56 +110,72 @@ def read_meta(path: str) -> dict:
     files = find_weight_files(path)
     if len(files) > 1 or os.path.isdir(files[0]) or files[0].endswith(".safetensors"):
         return {}
-    content = _read_torch(files[0])
+    content = _load_torch(files[0])
     meta = content.get("meta") if isinstance(content, dict) else None
     return meta if isinstance(meta, dict) else {}
 
 
-def _read_file(file: str) -> dict[str, np.ndarray]:
+@contextmanager
+def _told_by_file(file: str):
+    """Whatever goes wrong within is an InputError that names the file."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise InputError(f"cannot read weights from {file}: {reason}") from error
+
+
+def _open_file(file: str) -> LazyState:
     if os.path.isdir(file):
-        return _read_oneflow(file)
+        return _open_oneflow(file)
     if os.path.getsize(file) == 0:
         raise InputError(f"{file} is empty: download it again")
-    if file.endswith(".safetensors"):
-        return _read_safetensors(file)
-    state = _read_torch(file)
+    return _open_safetensors(file) if file.endswith(".safetensors") else _open_torch(file)
+
+
+def _open_safetensors(file: str) -> LazyState:
+    """The library checks the file, and has it mapped while it is open; every page that was read
+    counts as memory of this process until then. So tensors are read here, by their offsets.
+    """
+    from safetensors import safe_open
+
+    with safe_open(file, "numpy"), open(file, "rb") as stream:
+        header_size = int.from_bytes(stream.read(8), "little")
+        entries = json.loads(stream.read(header_size))
+    entries.pop("__metadata__", None)
+
+    def read():
+        for key, entry in entries.items():
+            start, end = entry["data_offsets"]
+            dtype = SAFETENSORS_DTYPES[entry["dtype"]]
+            count = (end - start) // dtype.itemsize
+            value = np.fromfile(file, dtype, count, offset=8 + header_size + start)
+            if entry["dtype"] == "BF16":  # the upper half of a float32
+                value = (value.astype(np.uint32) << 16).view(np.float32)
+            yield key, value.reshape(entry["shape"])
+
+    return LazyState({key: tuple(entry["shape"]) for key, entry in entries.items()}, read)
+
+
+def _open_torch(file: str) -> LazyState:
+    """PyTorch 1.13 reads a file as a whole; its tensors are let go one by one."""
+    state = _load_torch(file)
     if isinstance(state, dict):
         state = state.get("state_dict", state)
     if not isinstance(state, dict) or not all(hasattr(value, "numpy") for value in state.values()):
         raise InputError(f"{file} holds no weights: expected a dict of tensors")
-    return {
-        key: (value.float() if value.is_floating_point() else value).numpy()
-        for key, value in state.items()
-    }
+
+    def read():
+        for key in list(state):
+            value = state.pop(key)
+            yield key, (value.float() if value.is_floating_point() else value).numpy()
+
+    return LazyState({key: tuple(value.shape) for key, value in state.items()}, read)
 
 
-def _read_safetensors(file: str) -> dict[str, np.ndarray]:
-    from safetensors import safe_open
-
-    state = {}
-    with safe_open(file, "numpy") as stored:
-        for key in stored.keys():  # noqa: SIM118
-            if stored.get_slice(key).get_dtype() == "BF16":
-                state[key] = _read_bfloat16(file, key)
-            else:
-                value = stored.get_tensor(key)
-                is_float = np.issubdtype(value.dtype, np.floating)
-                state[key] = value.astype(np.float32, copy=False) if is_float else value
-    return state
-
-
-def _read_bfloat16(file: str, key: str) -> np.ndarray:
-    """NumPy has no bfloat16, the upper half of a float32."""
-    with open(file, "rb") as stream:
-        header_size = int.from_bytes(stream.read(8), "little")
-        entry = json.loads(stream.read(header_size))[key]
-        start, end = entry["data_offsets"]
-        stream.seek(8 + header_size + start)
-        upper = np.frombuffer(stream.read(end - start), np.uint16)
-    return (upper.astype(np.uint32) << 16).view(np.float32).reshape(entry["shape"])
-
-
-def _read_torch(file: str):
+def _load_torch(file: str):
     try:
         import torch
     except ImportError as error:
@@ -179,13 +215,13 @@ class _OneFlowUnpickler(pickle.Unpickler):
         return known[module, name]
 
 
-def _read_oneflow(folder: str) -> dict[str, np.ndarray]:
-    """The tensors that flow.save wrote to `folder`."""
+def _open_oneflow(folder: str) -> LazyState:
+    """What flow.save wrote to `folder`."""
     try:
         with open(os.path.join(folder, "pickled_data"), "rb") as stream:
             tensors = _OneFlowUnpickler(stream).load()["data"]
-        return {
-            key: FileBackendVariableBlob(os.path.join(folder, tensor.folder)).numpy()
+        files = {
+            key: FileBackendVariableBlob(os.path.join(folder, tensor.folder))
             for key, tensor in tensors.items()
         }
     except InputError as error:
@@ -195,3 +231,9 @@ def _read_oneflow(folder: str) -> dict[str, np.ndarray]:
         raise InputError(
             f"cannot read the checkpoint {folder}, which is not whole: {reason}"
         ) from error
+
+    def read():
+        for key, file in files.items():
+            yield key, file.numpy()
+
+    return LazyState({key: tuple(file.shape) for key, file in files.items()}, read)

@@ -333,12 +333,16 @@ class _ConfigurableModel(nn.Module):
 
 
 def assign(tensor, values: np.ndarray):
-    """Copy `values`, the whole tensor on every rank, into a global parameter or buffer."""
+    """Copy `values`, the whole tensor on every rank, into a global parameter or buffer.
+
+    Waits for it: OneFlow copies later, and a loop would leave copies of the whole model in memory.
+    """
     tensor.data.copy_(
-        flow.tensor(values.astype(np.float32)).to_global(
+        flow.from_numpy(np.ascontiguousarray(values, np.float32)).to_global(
             placement=tensor.placement, sbp=[flow.sbp.broadcast] * tensor.placement.ranks.ndim
         )
     )
+    flow._oneflow_internal.eager.Sync()
 
 
 def _initial_values(module_name, module, name, shape, rng) -> np.ndarray:

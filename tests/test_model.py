@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from conftest import ROOT
 from projects.SegFormer.engine.graph import SegformerGraph
 from projects.SegFormer.model_utils.key_rules import HUGGINGFACE, from_here, to_here
+from projects.SegFormer.model_utils.lazy_state import LazyState
 from projects.SegFormer.model_utils.model_weights import load_state, state_of
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.layers import broadcast_sbp
@@ -137,7 +138,7 @@ def random_pair(classes, settings):
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2.0)
     state = {name: tensor.numpy() for name, tensor in reference.state_dict().items()}
-    load_state(model, to_here(state, HUGGINGFACE), "transformers")
+    load_state(model, LazyState.of(to_here(state, HUGGINGFACE)), "transformers")
     return model, reference.double()
 
 
@@ -300,7 +301,7 @@ def with_random_weights(**settings):
         state[name] = np.abs(value + 0.3 * normal(*value.shape, seed=seed))
         if not name.endswith("running_var"):
             state[name] *= np.sign(normal(*value.shape, seed=1000 + seed))
-    load_state(model, state, "random")
+    load_state(model, LazyState.of(state), "random")
     return model
 
 
@@ -330,7 +331,7 @@ def test_noise_drops_branches_and_channels_sample_by_sample():
         kept_channels = noise[sample, 2 * len(blocks) :] >= dropout
         factors = (kept_channels / (1 - dropout)).astype(np.float32)
         state["head.linear_pred.weight"] *= factors[:, None, None]
-        load_state(plain, state, "thinned")
+        load_state(plain, LazyState.of(state), "thinned")
         expected = plain(flow.tensor(images[sample : sample + 1]))["prediction_scores"].numpy()
         assert_close(dropped[sample : sample + 1], expected)
 

@@ -1,6 +1,7 @@
 """Weights of transformers, of the paper's authors and of LiBai: every tensor where it belongs."""
 
 import pickle
+import re
 
 import numpy as np
 import oneflow as flow
@@ -10,11 +11,17 @@ import transformers
 
 from projects.SegFormer.model_utils.key_rules import (
     HUGGINGFACE,
+    HUGGINGFACE_STAGES,
+    KEY_FORMATS,
     LIBAI,
+    MMSEGMENTATION,
     OFFICIAL_IMAGENET,
+    OFFICIAL_SEGMENTATION,
+    find_format,
     from_here,
     to_here,
 )
+from projects.SegFormer.model_utils.lazy_state import LazyState
 from projects.SegFormer.model_utils.load_pretrained_imagenet1k import SegFLoaderImageNet1kPretrain
 from projects.SegFormer.model_utils.model_weights import load_state, state_of
 from projects.SegFormer.model_utils.segf_loader import (
@@ -250,6 +257,139 @@ def test_half_of_a_pair():
         to_here(state, HUGGINGFACE)
 
 
+# ---- Other names of the same tensors --------------------------------------------------------
+
+# What transformers 5.10 renamed, as its own conversion of older checkpoints has it.
+STAGES = (
+    (r"encoder\.patch_embeddings\.(\d+)\.", r"stages.\1.patch_embeddings."),
+    (r"encoder\.block\.(\d+)\.", r"stages.\1.blocks."),
+    (r"encoder\.layer_norm\.(\d+)", r"stages.\1.layer_norm"),
+    (r"attention\.self\.(query|key|value)", lambda match: f"attention.{match[1][0]}_proj"),
+    (r"attention\.self\.sr", "attention.sequence_reduction.sequence_reduction"),
+    (r"attention\.self\.layer_norm", "attention.sequence_reduction.layer_norm"),
+    (r"attention\.output\.dense", "attention.o_proj"),
+    (r"mlp\.dense(\d)", r"mlp.fc\1"),
+    (r"layer_norm_1", "layernorm_before"),
+    (r"layer_norm_2", "layernorm_after"),
+    (r"decode_head\.linear_c", "decode_head.linear_projections"),
+)
+
+
+def by_stages(state):
+    renamed = {}
+    for name, value in state.items():
+        for pattern, replacement in STAGES:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = value
+    return renamed
+
+
+@both_kinds
+def test_keys_by_stages(kind):
+    state = huggingface_state(kind, B0)
+    renamed = by_stages(state)
+    assert len(renamed) == len(state) and not renamed.keys() & {n for n in state if "block" in n}
+    expected = to_here(state, HUGGINGFACE)
+    assert_same(to_here(renamed, HUGGINGFACE_STAGES), expected)
+    assert_same(from_here(expected, HUGGINGFACE_STAGES), renamed)
+    # With the encoder still a module of its own, and the head's layers under their old name.
+    between = {
+        name.replace("segformer.stages", "segformer.encoder.stages").replace(
+            "linear_projections", "linear_c"
+        ): value
+        for name, value in renamed.items()
+    }
+    assert_same(to_here(between, HUGGINGFACE_STAGES), expected)
+
+
+def as_mmsegmentation(depths, paper):
+    """A checkpoint of the paper's encoder as mmsegmentation has it."""
+    state = {}
+
+    def move(theirs, name, layout=lambda value: value):
+        for leaf in ("weight", "bias"):
+            if f"{name}.{leaf}" in paper:
+                state[f"{theirs}.{leaf}"] = layout(paper[f"{name}.{leaf}"])
+
+    def pointwise(value):
+        return value[:, :, None, None] if value.ndim == 2 else value
+
+    for i, depth in enumerate(depths):
+        move(f"layers.{i}.0.projection", f"patch_embed{i + 1}.proj")
+        move(f"layers.{i}.0.norm", f"patch_embed{i + 1}.norm")
+        for j in range(depth):
+            block, theirs = f"block{i + 1}.{j}", f"layers.{i}.1.{j}"
+            for leaf in ("weight", "bias"):  # of nn.MultiheadAttention: query, key, value
+                parts = [paper[f"{block}.attn.{name}.{leaf}"] for name in ("q", "kv")]
+                state[f"{theirs}.attn.attn.in_proj_{leaf}"] = np.concatenate(parts)
+            move(f"{theirs}.attn.attn.out_proj", f"{block}.attn.proj")
+            for name in ("norm1", "attn.sr", "attn.norm", "norm2"):
+                move(f"{theirs}.{name}", f"{block}.{name}")
+            move(f"{theirs}.ffn.layers.0", f"{block}.mlp.fc1", pointwise)
+            move(f"{theirs}.ffn.layers.1", f"{block}.mlp.dwconv.dwconv")
+            move(f"{theirs}.ffn.layers.4", f"{block}.mlp.fc2", pointwise)
+        move(f"layers.{i}.2", f"norm{i + 1}")
+    return state
+
+
+def test_keys_of_mmsegmentation():
+    paper = distinct(official_shapes(**B0))
+    del paper["head.weight"], paper["head.bias"]
+    state = as_mmsegmentation(B0["depths"], paper)
+    here = to_here(state, MMSEGMENTATION)
+    assert_same(here, to_here(paper, OFFICIAL_IMAGENET))
+    assert_same(from_here(here, MMSEGMENTATION), state)
+    backbone = {f"backbone.{name}": value for name, value in state.items()}
+    assert_same(to_here(backbone, MMSEGMENTATION), here)
+
+
+def as_official_segmentation(depths, state):
+    """transformers' state as the paper's segmentation checkpoint."""
+    official = {}
+    for leaf in ("weight", "bias", "running_mean", "running_var"):
+        for _, theirs, paper in modules(depths):
+            if f"{theirs}.{leaf}" in state and paper:
+                official[f"backbone.{paper}.{leaf}"] = state[f"{theirs}.{leaf}"]
+        for name, paper in (
+            *((f"linear_c.{i}.proj", f"linear_c{i + 1}.proj") for i in range(4)),
+            ("linear_fuse", "linear_fuse.conv"),
+            ("batch_norm", "linear_fuse.bn"),
+            ("classifier", "linear_pred"),
+        ):
+            if f"decode_head.{name}.{leaf}" in state:
+                official[f"decode_head.{paper}.{leaf}"] = state[f"decode_head.{name}.{leaf}"]
+    for leaf in ("weight", "bias"):
+        for _, theirs, paper in keys_values(depths):
+            parts = [state[f"{theirs}.{leaf}".format(part=part)] for part in ("key", "value")]
+            official[f"backbone.{paper}.{leaf}"] = np.concatenate(parts)
+    return official
+
+
+def test_keys_of_the_papers_segmentation():
+    state = huggingface_state(SEGMENTATION, B0)
+    official = as_official_segmentation(B0["depths"], state)
+    here = to_here(official, OFFICIAL_SEGMENTATION)
+    assert_same(here, to_here(state, HUGGINGFACE))
+    assert_same(from_here(here, OFFICIAL_SEGMENTATION), official)
+
+
+def test_linear_weights_as_a_later_libai_has_them():
+    state = tiny_here(SEGMENTATION)
+    # A bias or a convolution is no matrix; of two axes are the weights of Linear alone.
+    turned = {name: np.ascontiguousarray(transposed(value)) for name, value in state.items()}
+    key_format = find_format({name: value.shape for name, value in turned.items()}, "checkpoint")
+    assert_same(to_here(turned, key_format), state)
+
+
+@pytest.mark.parametrize("key_format", KEY_FORMATS, ids=lambda f: f.name)
+def test_formats_are_told_by_their_keys(key_format):
+    encoder = {k: v for k, v in tiny_here(SEGMENTATION).items() if k.startswith("segformer.")}
+    keys = from_here(encoder, key_format)
+    shapes = {name: value.shape for name, value in keys.items()}
+    assert find_format(shapes, "weights") is key_format
+    assert find_format({f"module.{name}": s for name, s in shapes.items()}, "x") is key_format
+
+
 # ---- Loaders --------------------------------------------------------------------------------
 
 
@@ -322,7 +462,8 @@ def libai_checkpoint(tmp_path):
     """A model with random weights, its settings, and the folder where it is."""
     settings = dict(TINY, decoder_hidden_size=12, num_classes=5)
     model = SegformerForSemanticSegmentation(**settings)
-    load_state(model, distinct({n: v.shape for n, v in state_of(model).items()}), "test")
+    values = distinct({n: v.shape for n, v in state_of(model).items()})
+    load_state(model, LazyState.of(values), "test")
     local = {name: flow.tensor(value) for name, value in state_of(model).items()}
     flow.save(local, str(tmp_path / "checkpoint" / "model"))
     return model, settings, str(tmp_path / "checkpoint")

@@ -35,6 +35,7 @@ from projects.SegFormer.model_utils.key_rules import (
     find_format,
     to_here,
 )
+from projects.SegFormer.model_utils.lazy_state import LazyState
 from projects.SegFormer.model_utils.model_weights import load_state
 from projects.SegFormer.model_utils.segf_loader import model_arguments
 from projects.SegFormer.model_utils.weight_files import (
@@ -82,7 +83,7 @@ def main(arguments: list[str]) -> None:
     dist.setup_dist_util(OmegaConf.create(train["dist"]))
 
     stored = read_weights(args.source)
-    key_format = find_format(stored, args.source)
+    key_format = find_format({key: value.shape for key, value in stored.items()}, args.source)
     state = to_here(stored, key_format)
     model = describe(args.source, args.config, state, key_format.eps)
     check(state, model.settings, args.source)
@@ -190,7 +191,7 @@ def sizes_of(state: dict) -> dict:
 def check(state: dict, settings: dict, source: str) -> None:
     """Raises InputError unless the weights fill the model that is written down with them."""
     model = MODELS[architecture_of(state)]
-    load_state(model(**model_arguments(model, settings)), dict(state), source)
+    load_state(model(**model_arguments(model, settings)), LazyState.of(state), source)
 
 
 def _tell_eps(settings: dict, target: str) -> None:

@@ -1,0 +1,23 @@
+"""A state whose tensors are read one at a time, so that memory never holds all of them."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class LazyState:
+    """The tensors of a checkpoint.
+
+    Attributes:
+        shapes: of every tensor, by its key.
+        read: all (key, tensor), in an order that does not change from call to call.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    read: Callable[[], Iterable[tuple[str, np.ndarray]]]
+
+    @classmethod
+    def of(cls, state: dict[str, np.ndarray]) -> "LazyState":
+        return cls({key: np.shape(value) for key, value in state.items()}, state.items)
