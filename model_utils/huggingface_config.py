@@ -84,7 +84,7 @@ def from_settings(settings: dict, architecture: str, classes: list[str]) -> dict
 
 
 def image_processor(architecture: str, mean, std) -> dict:
-    """The content of preprocessor_config.json, for RGB images of mean and std in [0, 1].
+    """The content of preprocessor_config.json; mean and std are of 8-bit RGB, 0 to 255.
 
     Segmentation keeps the size of the image, as evaluation and prediction here do; classification
     has the 224x224 of ImageNet.
@@ -98,7 +98,7 @@ def image_processor(architecture: str, mean, std) -> dict:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(mean),
-        "image_std": list(std),
+        "image_mean": [round(value / 255, 6) for value in mean],
+        "image_std": [round(value / 255, 6) for value in std],
         "do_reduce_labels": False,
     }

@@ -17,7 +17,8 @@ from projects.SegFormer.model_utils.key_rules import (
 from projects.SegFormer.model_utils.weight_files import LIBAI_FOLDER, SETTINGS_FILE
 from projects.SegFormer.modeling.errors import InputError
 
-CONV_SEG = 128  # input channels of conv_seg in all of the paper's configs
+# The paper's code has this layer in its head and never calls it: 128 channels in all its configs.
+SPARE_CLASSIFIER, SPARE_CHANNELS = "head.conv_seg", 128
 
 
 def architecture_of(state: dict[str, np.ndarray]) -> str:
@@ -51,6 +52,7 @@ def write_huggingface(
     from safetensors.numpy import save_file
 
     os.makedirs(folder)
+    state = {key: value for key, value in state.items() if not key.startswith(SPARE_CLASSIFIER)}
     tensors = from_here(_with_batch_count(state), key_format)
     save_file(tensors, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
     config = from_settings(settings, architecture_of(state), classes)
@@ -71,13 +73,10 @@ def write_official(file: str, state: dict[str, np.ndarray], classes: list[str]) 
     if architecture_of(state) == ARCHITECTURES[1]:
         content = _to_torch(from_here(state, OFFICIAL_IMAGENET))
     else:
-        state = _with_batch_count(state)
-        # The paper's code has these and never calls them.
         bias = np.zeros_like(state["head.linear_pred.bias"])
-        state.setdefault("head.conv_seg.bias", bias)
-        state.setdefault(
-            "head.conv_seg.weight", np.zeros((*bias.shape, CONV_SEG, 1, 1), bias.dtype)
-        )
+        weight = np.zeros((*bias.shape, SPARE_CHANNELS, 1, 1), bias.dtype)
+        spare = {f"{SPARE_CLASSIFIER}.weight": weight, f"{SPARE_CLASSIFIER}.bias": bias}
+        state = {**spare, **_with_batch_count(state)}
         tensors = _to_torch(from_here(state, OFFICIAL_SEGMENTATION))
         content = {"meta": {"CLASSES": list(classes)}, "state_dict": tensors}
     os.makedirs(os.path.dirname(file) or ".", exist_ok=True)

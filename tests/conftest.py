@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -179,3 +180,24 @@ def delayed(result: flow.Tensor) -> flow.Tensor:
     """
     zeros = (result.detach().sum() * 0).reshape(1, 1).repeat(768, 768)
     return result + flow.matmul(zeros, zeros).sum()
+
+
+@pytest.fixture
+def run_ranks(start, tmp_path):
+    """Run a Python script on several processes of this machine, as OneFlow's launcher does."""
+
+    def run(count: int, script: str, *arguments: str, timeout: float = 240) -> str:
+        file = tmp_path / "on_every_rank.py"
+        file.write_text(script)
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            port = str(probe.getsockname()[1])
+        process = start(
+            *(sys.executable, "-m", "oneflow.distributed.launch", "--nproc_per_node", str(count)),
+            *("--master_port", port, str(file), *map(str, arguments)),
+        )
+        stdout, stderr = process.communicate(timeout=timeout)
+        assert process.returncode == 0, stderr
+        return stdout
+
+    return run
