@@ -16,8 +16,8 @@ import oneflow as flow
 from libai.utils import distributed as dist
 from libai.utils.checkpoint import Checkpointer as LiBaiCheckpointer
 
-from projects.SegFormer.model_utils.model_weights import whole
-from projects.SegFormer.model_utils.segf_loader import fill_model
+from projects.SegFormer.model_utils.model_weights import load_state, whole
+from projects.SegFormer.model_utils.weight_files import open_weights
 from projects.SegFormer.modeling.errors import InputError
 
 logger = logging.getLogger("libai." + __name__)
@@ -82,7 +82,7 @@ class Checkpointer(LiBaiCheckpointer):
     def load_training_state(self, path: str) -> None:
         """Take model, optimizer and schedule from the checkpoint at `path`."""
         logger.info(f"Resuming from {path}")
-        fill_model(self.model, path)
+        load_state(self.model, lambda: open_weights(os.path.join(path, "model")), path)
         for key, target in self.checkpointables.items():
             target.load_state_dict(_map_tensors(_load(os.path.join(path, key)), _everywhere))
 

@@ -16,25 +16,25 @@ logger = logging.getLogger("libai." + __name__)
 
 # In files, but no layer reads them: how often batch norm has moved, and a spare classifier.
 UNUSED = re.compile(r".*\.num_batches_tracked|head\.conv_seg\..*")
-# The layers whose size is the number of classes, of segmentation and of classification.
-CLASSIFIERS = ("head.linear_pred", "head")
+# The layers whose outputs are the classes, and the axis of their weights that counts them.
+CLASSIFIERS = {"head.linear_pred": 0, "head": -1}
 
 
 def load_state(
     model: flow.nn.Module,
-    state: LazyState | None,
+    open_state: Callable[[], LazyState],
     source: str,
     *,
     only: str = "",
     strict: bool = True,
     ignore_mismatched_head: bool = False,
 ) -> None:
-    """Copy `state`, named as in this project, into the parameters and buffers of `model`.
+    """Copy a state, named as in this project, into the parameters and buffers of `model`.
 
-    It is called on all ranks; rank 0's `state` counts, and the others may have None. Every rank
-    takes its shard.
+    It is called on all ranks. Rank 0 opens and reads the state, every rank takes its shard.
 
     Args:
+        open_state: gives the state.
         source: what messages call the weights.
         only: look only at keys with this prefix. A bare encoder looks only at `segformer.`.
         strict: raise InputError that lists all missing, unexpected and wrongly shaped keys, before
@@ -48,7 +48,11 @@ def load_state(
     targets = {key: value for key, value in targets.items() if key.startswith(only)}
     shapes = {key: tuple(value.shape) for key, value in targets.items()}
 
+    state = None
+
     def compare():
+        nonlocal state
+        state = open_state()
         found = {key: shape for key, shape in state.shapes.items() if key.startswith(only)}
         return _compare(found, shapes, ignore_mismatched_head)
 
@@ -77,7 +81,7 @@ def _compare(found, shapes, ignore_mismatched_head: bool):
         other_classes = {
             key: reshaped.pop(key)
             for key in list(reshaped)
-            if key.rpartition(".")[0] in CLASSIFIERS and found[key][1:] == shapes[key][1:]
+            if _without_classes(key, found[key]) == _without_classes(key, shapes[key])
         }
     problems = [
         f"{len(keys)} {kind}: {', '.join(keys)}"
@@ -90,6 +94,12 @@ def _compare(found, shapes, ignore_mismatched_head: bool):
     ]
     fitting = [key for key in found if shapes.get(key) == found[key]]
     return fitting, problems, ", ".join(other_classes.values())
+
+
+def _without_classes(key: str, shape: tuple) -> tuple:
+    """The shape of a classifier's tensor but for the number of classes; others' as they are."""
+    layer = key.rpartition(".")[0]
+    return tuple(np.delete(shape, CLASSIFIERS[layer])) if layer in CLASSIFIERS else shape
 
 
 def on_rank_0(work: Callable):

@@ -13,6 +13,7 @@ from projects.SegFormer.model_utils.key_rules import (
     find_format,
     lazily_here,
 )
+from projects.SegFormer.model_utils.lazy_state import LazyState
 from projects.SegFormer.model_utils.model_weights import load_state, on_rank_0
 from projects.SegFormer.model_utils.weight_files import (
     LIBAI_FOLDER,
@@ -88,16 +89,17 @@ def fill_model(model, path: str, *, only: str = "", **options) -> None:
     Called on all ranks; rank 0 reads. `only` and `options` are those of
     `model_weights.load_state`, the errors too.
     """
-    state = None
 
-    def read() -> KeyFormat:
-        nonlocal state
+    def open_state() -> LazyState:
         stored = open_weights(path)
         key_format = find_format(stored.shapes, path)
-        state = lazily_here(stored, key_format)
-        return key_format
+        _warn_of_eps(model, key_format, path)
+        return lazily_here(stored, key_format)
 
-    key_format = on_rank_0(read)
+    load_state(model, open_state, path, only=only, **options)
+
+
+def _warn_of_eps(model, key_format: KeyFormat, path: str) -> None:
     encoder = model if isinstance(model, SegformerPreTrainModel) else model.segformer
     eps = encoder.layer_norms[0].eps, encoder.patch_embeds[0].norm.eps
     if key_format.eps and eps != key_format.eps:
@@ -105,7 +107,6 @@ def fill_model(model, path: str, *, only: str = "", **options) -> None:
             f"{path} has weights of {key_format.name}, whose code has layer_norm_eps and "
             f"embed_norm_eps of {key_format.eps}; the config has {eps}"
         )
-    load_state(model, state, path, only=only, **options)
 
 
 class SegFLoaderHuggerFace(SegFLoader):

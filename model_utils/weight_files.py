@@ -205,6 +205,7 @@ class _OneFlowUnpickler(pickle.Unpickler):
     def find_class(self, module, name):
         known = {
             ("oneflow", "Tensor"): _StoredTensor,
+            ("oneflow.nn", "Parameter"): _StoredTensor,
             ("collections", "OrderedDict"): collections.OrderedDict,
         }
         if (module, name) not in known:

@@ -172,7 +172,7 @@ def test_loader_reads_a_checkpoint(tmp_path):
 
 def test_no_checkpoint_is_an_error(checkpointer, tmp_path):
     assert last_checkpoint(str(tmp_path)) is None
-    with pytest.raises(InputError, match=r"no checkpoint at .*/nowhere: expected a folder"):
+    with pytest.raises(InputError, match=r"no weights at .*/nowhere"):
         checkpointer.load_training_state(str(tmp_path / "nowhere"))
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from functools import partial
 
 import numpy as np
 import oneflow as flow
@@ -138,7 +139,7 @@ def random_pair(classes, settings):
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2.0)
     state = {name: tensor.numpy() for name, tensor in reference.state_dict().items()}
-    load_state(model, LazyState.of(to_here(state, HUGGINGFACE)), "transformers")
+    load_state(model, lambda: LazyState.of(to_here(state, HUGGINGFACE)), "transformers")
     return model, reference.double()
 
 
@@ -301,7 +302,7 @@ def with_random_weights(**settings):
         state[name] = np.abs(value + 0.3 * normal(*value.shape, seed=seed))
         if not name.endswith("running_var"):
             state[name] *= np.sign(normal(*value.shape, seed=1000 + seed))
-    load_state(model, LazyState.of(state), "random")
+    load_state(model, lambda: LazyState.of(state), "random")
     return model
 
 
@@ -331,7 +332,7 @@ def test_noise_drops_branches_and_channels_sample_by_sample():
         kept_channels = noise[sample, 2 * len(blocks) :] >= dropout
         factors = (kept_channels / (1 - dropout)).astype(np.float32)
         state["head.linear_pred.weight"] *= factors[:, None, None]
-        load_state(plain, LazyState.of(state), "thinned")
+        load_state(plain, partial(LazyState.of, state), "thinned")
         expected = plain(flow.tensor(images[sample : sample + 1]))["prediction_scores"].numpy()
         assert_close(dropped[sample : sample + 1], expected)
 

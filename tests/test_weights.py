@@ -1,5 +1,6 @@
 """Weights of transformers, of the paper's authors and of LiBai: every tensor where it belongs."""
 
+import json
 import pickle
 import re
 
@@ -8,6 +9,7 @@ import oneflow as flow
 import pytest
 import torch
 import transformers
+from libai.utils.checkpoint import Checkpointer
 
 from projects.SegFormer.model_utils.key_rules import (
     HUGGINGFACE,
@@ -27,6 +29,7 @@ from projects.SegFormer.model_utils.model_weights import load_state, state_of
 from projects.SegFormer.model_utils.segf_loader import (
     SegFLoaderHuggerFace,
     SegFLoaderLiBai,
+    SegFLoaderOfficial,
     load_weights,
 )
 from projects.SegFormer.modeling.errors import InputError
@@ -36,6 +39,8 @@ from projects.SegFormer.modeling.segformer_loadmodel import (
 from projects.SegFormer.modeling.segformer_model import (
     SegformerForImageClassification,
     SegformerForSemanticSegmentation,
+    SegformerModel,
+    SegformerPreTrainModel,
 )
 
 B0 = dict(
@@ -463,7 +468,7 @@ def libai_checkpoint(tmp_path):
     settings = dict(TINY, decoder_hidden_size=12, num_classes=5)
     model = SegformerForSemanticSegmentation(**settings)
     values = distinct({n: v.shape for n, v in state_of(model).items()})
-    load_state(model, LazyState.of(values), "test")
+    load_state(model, lambda: LazyState.of(values), "test")
     local = {name: flow.tensor(value) for name, value in state_of(model).items()}
     flow.save(local, str(tmp_path / "checkpoint" / "model"))
     return model, settings, str(tmp_path / "checkpoint")
@@ -474,6 +479,96 @@ def test_checkpoint_of_libai(libai_checkpoint):
     loaded = SegFLoaderLiBai(SegformerForSemanticSegmentation, settings, path).load()
     assert_same(state_of(loaded), state_of(model))
     assert not loaded.training
+
+
+def test_checkpoint_that_libai_itself_wrote(libai_checkpoint, tmp_path):
+    """As the first port's: global tensors, and batch norm's count of batches beside its others."""
+    model, settings, _ = libai_checkpoint
+    model.head.batch_norm.register_buffer(
+        "num_batches_tracked",
+        flow.tensor(7, placement=flow.placement("cpu", [0]), sbp=flow.sbp.broadcast),
+    )
+    Checkpointer(model, str(tmp_path)).save("model_0000099")
+    path = str(tmp_path / "model_0000099")
+    loaded = SegFLoaderLiBai(SegformerForSemanticSegmentation, settings, path).load()
+    expected = state_of(model)
+    assert expected.pop("head.batch_norm.num_batches_tracked") == 7
+    assert_same(state_of(loaded), expected)
+
+
+@both_kinds
+def test_bare_encoder(kind, tmp_path):
+    """Of a whole model a bare encoder takes its part, and of a bare encoder's folder all."""
+    reference = huggingface_model(kind, TINY)
+    reference.save_pretrained(tmp_path / "whole")
+    reference.segformer.save_pretrained(tmp_path / "bare")
+    here = {n: v for n, v in tiny_here(kind).items() if n.startswith("segformer.")}
+    for path in (tmp_path / "whole", tmp_path / "bare"):
+        for ours in (SegformerModel, SegformerPreTrainModel):
+            state = state_of(SegFLoaderHuggerFace(ours, {"num_classes": 4}, str(path)).load())
+            assert_same({f"segformer.{name}": value for name, value in state.items()}, here)
+    with pytest.raises(InputError, match=r"bare.*missing: head\."):
+        SegFLoaderHuggerFace(OURS[kind], {}, str(tmp_path / "bare")).load()
+
+
+@both_kinds
+def test_another_number_of_classes(kind, tmp_path, caplog):
+    """It is an error, or by wish the classifier alone starts fresh, and the log says so."""
+    huggingface_model(kind, TINY).save_pretrained(tmp_path)
+    settings = {"num_classes": 9}
+    assert SegFLoaderHuggerFace(OURS[kind], settings, str(tmp_path)).load() is not None  # its 5
+    with pytest.raises(InputError, match=r"of another shape: head\."):
+        SegFLoaderHuggerFace(OURS[kind], {}, str(tmp_path), num_classes=9).load()
+    flow.manual_seed(3)
+    loader = SegFLoaderHuggerFace(OURS[kind], settings, str(tmp_path), ignore_mismatched_head=True)
+    model = loader.load()
+    flow.manual_seed(3)
+    head = {"decoder_hidden_size": 12} if kind == SEGMENTATION else {}
+    fresh = state_of(OURS[kind](**TINY, **head, **settings))
+    classifier = "head.linear_pred." if kind == SEGMENTATION else "head."
+    expected = {
+        name: fresh[name] if name.startswith(classifier) else value
+        for name, value in tiny_here(kind).items()
+    }
+    assert_same(state_of(model), expected)
+    (message,) = [r.message for r in caplog.records if "starts fresh" in r.message]
+    assert f"{classifier}weight" in message and f"{classifier}bias" in message
+
+    # Another width is no other number of classes.
+    with pytest.raises(InputError, match=r"of another shape:"):
+        SegFLoaderHuggerFace(
+            OURS[kind],
+            settings,
+            str(tmp_path),
+            ignore_mismatched_head=True,
+            hidden_sizes=[8, 12, 16, 20],
+        ).load()
+
+
+def test_folder_of_transformers_for_fine_tuning(tmp_path, caplog):
+    """pretrained_model_path takes any format; eps stays the config's, with a word about it."""
+    huggingface_model(CLASSIFICATION, TINY).save_pretrained(tmp_path)
+    settings = dict(TINY, decoder_hidden_size=12, pretrained_model_path=str(tmp_path))
+    model = SegformerSegmentationLoadImageNetPretrain(**settings)
+    state = state_of(model)
+    for name, value in tiny_here(CLASSIFICATION).items():
+        if name.startswith("segformer."):
+            np.testing.assert_array_equal(state[name], value, err_msg=name)
+    assert model.segformer.layer_norms[0].eps == 1e-6
+    assert "(1e-05, 1e-05); the config has (1e-06, 1e-05)" in caplog.text
+
+
+def test_half_precision(tmp_path):
+    """float16 and bfloat16 become the float32 that they are."""
+    for dtype in (torch.float16, torch.bfloat16):
+        reference = huggingface_model(SEGMENTATION, TINY).to(dtype)
+        expected = {n: v.float().numpy() for n, v in reference.state_dict().items() if v.ndim}
+        for is_safe in (True, False):
+            path = tmp_path / f"{dtype}{is_safe}"
+            reference.save_pretrained(path, safe_serialization=is_safe)
+            assert_same(
+                state_of(load_folder(path)), as_here(expected, TINY["depths"], TRANSFORMERS)
+            )
 
 
 def test_format_is_told_by_the_folder(libai_checkpoint, tmp_path):
@@ -618,12 +713,12 @@ class Malicious:
 
 
 @pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "bare pickle"])
-def test_code_in_a_file_does_not_run(folder, is_zip):
+def test_code_in_a_torch_file_does_not_run(folder, is_zip):
     victim = folder / "victim"
     write_torch(folder, {"weight": Malicious(victim)})
     if not is_zip:
         (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": Malicious(victim)}))
-    with pytest.raises(InputError, match=r"pytorch_model\.bin"):
+    with pytest.raises(InputError, match=r"pytorch_model\.bin is refused.*could run code"):
         load_folder(folder)
     assert not victim.exists()
     pickle.loads(pickle.dumps(Malicious(victim))).close()
@@ -639,3 +734,74 @@ def test_broken_checkpoint_of_libai(libai_checkpoint, tmp_path):
             file.write_bytes(file.read_bytes()[:-7])
     with pytest.raises(InputError, match="checkpoint"):
         load_weights(settings, path)
+
+
+def test_code_in_a_checkpoint_of_libai_does_not_run(libai_checkpoint, tmp_path):
+    _, settings, path = libai_checkpoint
+    victim = tmp_path / "victim"
+    pickled = tmp_path / "checkpoint" / "model" / "pickled_data"
+    pickled.write_bytes(pickle.dumps({"protocol_version": 1, "data": {"a": Malicious(victim)}}))
+    with pytest.raises(InputError, match=r"refused: it holds .*open, which could run code"):
+        SegFLoaderLiBai(SegformerForSemanticSegmentation, settings, path).load()
+    assert not victim.exists()
+
+
+def test_several_files_to_choose_from(paper_file):
+    (paper_file.parent / "mit_b1.pth").write_bytes(paper_file.read_bytes())
+    with pytest.raises(InputError, match=r"holds mit_b0\.pth, mit_b1\.pth: say which"):
+        SegformerSegmentationLoadImageNetPretrain(
+            **TINY, pretrained_model_path=str(paper_file.parent)
+        )
+
+
+def test_weights_of_another_network(folder):
+    write_torch(folder, torch.nn.Linear(2, 3).state_dict())
+    with pytest.raises(InputError, match=r"no SegFormer weights: its keys \(bias, weight\)"):
+        load_folder(folder)
+
+
+def test_file_without_a_tensor(folder):
+    write_torch(folder, {})
+    with pytest.raises(InputError, match=r"no SegFormer weights: its keys \(none at all\)"):
+        load_folder(folder)
+
+
+def test_head_of_mmsegmentation(tmp_path):
+    """Its backbone is ours, its decode head is another network."""
+    state = as_mmsegmentation(TINY["depths"], PAPER_STATE)
+    state = {f"backbone.{name}": torch.tensor(value) for name, value in state.items()}
+    state["decode_head.convs.0.bn.weight"] = torch.ones(12)
+    torch.save({"state_dict": state}, tmp_path / "segformer.pth")
+    settings = dict(TINY, decoder_hidden_size=12, num_classes=5)
+    with pytest.raises(InputError, match=r"unexpected: decode_head\.convs\.0\.bn\.weight"):
+        SegFLoaderOfficial(SegformerForSemanticSegmentation, settings, str(tmp_path)).load()
+    model = SegformerSegmentationLoadImageNetPretrain(
+        **settings, pretrained_model_path=str(tmp_path)
+    )
+    paper = as_here(PAPER_STATE, TINY["depths"], PAPER)
+    name = "segformer.blocks.1.1.attn.kv.weight"
+    np.testing.assert_array_equal(state_of(model)[name], paper[name])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"model_type": "vit"}, r"config\.json is of a 'vit' model: expected 'segformer'"),
+        ({"hidden_act": "relu"}, r"config\.json has the activation 'relu'"),
+        ({"sr_ratios": [4, 2]}, r"sr_ratios has 2 values and depths 4"),
+        ({"num_attention_heads": [3, 2, 2, 4]}, r"hidden size 8 is not divisible by 3"),
+        ({"depths": [1, 2, 1, 3]}, r"missing: segformer\.blocks\.3\.1"),
+        ({"decoder_hidden_size": 24}, r"of another shape: head\.batch_norm"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_config_json_that_does_not_fit(folder, change, message):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(InputError, match=message):
+        load_folder(folder)
+
+
+def test_setting_that_no_model_has(folder):
+    with pytest.raises(InputError, match=r"no setting 'hiden_sizes': is it hidden_sizes"):
+        load_folder(folder, hiden_sizes=[1, 2])

@@ -191,7 +191,7 @@ def sizes_of(state: dict) -> dict:
 def check(state: dict, settings: dict, source: str) -> None:
     """Raises InputError unless the weights fill the model that is written down with them."""
     model = MODELS[architecture_of(state)]
-    load_state(model(**model_arguments(model, settings)), LazyState.of(state), source)
+    load_state(model(**model_arguments(model, settings)), lambda: LazyState.of(state), source)
 
 
 def _tell_eps(settings: dict, target: str) -> None:
