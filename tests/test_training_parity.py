@@ -105,7 +105,11 @@ def expected_losses(overrides):
 # one step: in float64, noise of 1e-5 on the initial weights moves these losses by up to 9e-5.
 RECIPE = pytest.param((), 0.05, 5e-5, id="recipe")
 STRONG = pytest.param(
-    ("optim.params.lr=3e-4", "optim.params.weight_decay=1"), 0.3, 3e-4, id="strong"
+    ("optim.params.lr=3e-4", "optim.params.weight_decay=1"),
+    0.3,
+    3e-4,
+    id="strong",
+    marks=pytest.mark.slow,
 )
 
 

@@ -80,8 +80,6 @@ def main(arguments: list[str]) -> None:
     if os.path.exists(args.output):
         raise InputError(f"{args.output} is already there: remove it, or choose another --output")
     mend_libai()
-    dist.setup_dist_util(OmegaConf.create(train["dist"]))
-
     stored = read_weights(args.source)
     key_format = find_format({key: value.shape for key, value in stored.items()}, args.source)
     state = to_here(stored, key_format)
@@ -190,6 +188,8 @@ def sizes_of(state: dict) -> dict:
 
 def check(state: dict, settings: dict, source: str) -> None:
     """Raises InputError unless the weights fill the model that is written down with them."""
+    ranks = {**train["dist"], "pipeline_num_layers": sum(settings["depths"])}
+    dist.setup_dist_util(OmegaConf.create(ranks))
     model = MODELS[architecture_of(state)]
     load_state(model(**model_arguments(model, settings)), lambda: LazyState.of(state), source)
 

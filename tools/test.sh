@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Checks the code with ruff and runs the tests, setting up first what they need:
 #   bash tools/test.sh [--fast] [arguments of pytest]
-# --fast leaves out the tests marked slow.
+# --fast leaves out the tests marked slow. Two processes share the tests; -n 0 runs them in one.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-arguments=()
+arguments=(-n 2)
 for argument; do
     if [[ $argument == --fast ]]; then
         arguments+=(-m "not slow")
