@@ -262,8 +262,8 @@ def _is_transposed(shapes: dict[str, tuple]) -> bool:
 def to_here(state: dict[str, np.ndarray], key_format: KeyFormat) -> dict[str, np.ndarray]:
     """Rename and lay out a checkpoint of `key_format` as this project's state.
 
-    Keys that no rule knows keep their name, for the caller to report. Raises InputError when a part
-    of a tensor is missing.
+    Keys that no rule knows keep their name, and so do parts of a tensor that is not whole, for the
+    caller to report.
     """
     return dict(lazily_here(LazyState.of(state), key_format).read())
 
@@ -301,7 +301,7 @@ def _respell(key: str, key_format: KeyFormat) -> str:
 
 def _convert(tensors: Iterable, key_format: KeyFormat, source: str, target: str) -> Iterator:
     """Pairs (key, tensor) from one side to the other, "here" and "there" or the reverse."""
-    incomplete = {}
+    incomplete = {}  # {(rule, numbers, leaf): {name on the source side: (key, value)}}
     for key, value in tensors:
         found = _find(key, key_format.rules, source)
         if found is None:
@@ -309,30 +309,29 @@ def _convert(tensors: Iterable, key_format: KeyFormat, source: str, target: str)
             continue
         rule, name, numbers, leaf = found
         parts = incomplete.setdefault((rule, tuple(numbers.items()), leaf), {})
-        parts[name] = _from_there(value, rule.layout) if source == "there" else value
-        if len(parts) < len(_names(getattr(rule, source))):
-            continue
-        del incomplete[rule, tuple(numbers.items()), leaf]
-        for name, part in _distribute(parts, rule, source, target):
-            laid_out = _to_there(part, rule.layout) if target == "there" else part
-            yield _key(name, numbers, leaf), laid_out
-    for (rule, numbers, leaf), parts in incomplete.items():
-        names = [_key(name, dict(numbers), leaf) for name in _names(getattr(rule, source))]
-        raise InputError(
-            f"{key_format.name} weights hold only {len(parts)} of {', '.join(names)}: "
-            "they belong together"
-        )
+        parts[name] = key, value
+        if len(parts) == len(_names(getattr(rule, source))):
+            del incomplete[rule, tuple(numbers.items()), leaf]
+            for name, part in _distribute(parts, rule, source, target):
+                yield _key(name, numbers, leaf), part
+    for parts in incomplete.values():
+        yield from parts.values()
 
 
-def _distribute(parts: dict[str, np.ndarray], rule: Rule, source: str, target: str):
+def _distribute(parts: dict, rule: Rule, source: str, target: str) -> Iterable:
     """Pairs (name, tensor) of the target side, from the parts of the source side."""
-    ordered = [parts.pop(name) for name in _names(getattr(rule, source))]
-    value = ordered[0] if len(ordered) == 1 else np.concatenate(ordered, axis=-1)
+    ordered = [parts[name][1] for name in _names(getattr(rule, source))]
+    if source == "there":
+        ordered = [_from_there(value, rule.layout) for value in ordered]
+    whole = ordered[0] if len(ordered) == 1 else np.concatenate(ordered, axis=-1)
     names = _names(getattr(rule, target))
-    if len(names) == 1:
-        return [(*names, value)]
-    ends = np.cumsum(list(names.values())) * value.shape[-1] // sum(names.values())
-    return list(zip(names, np.split(value, ends[:-1], axis=-1)))
+    shares = [whole]
+    if len(names) > 1:
+        ends = np.cumsum(list(names.values())) * whole.shape[-1] // sum(names.values())
+        shares = np.split(whole, ends[:-1], axis=-1)
+    if target == "there":
+        shares = [_to_there(share, rule.layout) for share in shares]
+    return zip(names, shares)
 
 
 def _from_there(value: np.ndarray, layout: str) -> np.ndarray:

@@ -330,6 +330,17 @@ def test_checkpoint_without_its_config(trained, refused, tmp_path):
     assert torch.load(tmp_path / "x.pth")["meta"]["CLASSES"] == ["disc", "field", "sky"]
 
 
+def test_papers_file_that_is_not_whole(original, refused, tmp_path):
+    convert(original[0], "official", tmp_path / "weights.pth")
+    content = torch.load(tmp_path / "weights.pth")
+    state = content.get("state_dict", content)
+    del state[next(name for name in state if name.endswith("patch_embed3.proj.weight"))]
+    torch.save(state, tmp_path / "broken.pth")
+    refused(
+        r"segformer\.patch_embeds\.2\.proj\.weight is missing", tmp_path / "broken.pth", "libai"
+    )
+
+
 def test_weights_that_do_not_fill_their_model(original, refused):
     folder, _ = original
     config = json.loads((folder / "config.json").read_text())

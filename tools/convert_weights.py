@@ -11,6 +11,7 @@ arrive bit for bit.
 
 import argparse
 import os
+import re
 import sys
 from dataclasses import dataclass, field
 
@@ -75,6 +76,9 @@ class Description:
     image_processor: dict = field(default_factory=dict)
 
 
+DESCRIPTION = tuple(Description.__dataclass_fields__)
+
+
 def main(arguments: list[str]) -> None:
     args = _parser().parse_args(arguments)
     if os.path.exists(args.output):
@@ -107,15 +111,17 @@ def describe(source: str, config: str | None, state: dict, eps: tuple | None) ->
         state: the weights, named as in this project.
         eps: layer_norm_eps and embed_norm_eps of the code that the weights come from, if known.
     """
-    config = config or _config_of_training(source)
     if config:
         model = _from_config(config)
     elif os.path.isfile(os.path.join(source, "config.json")):
         model = _from_huggingface(source)
     elif os.path.isfile(os.path.join(source, SETTINGS_FILE)):
-        model = Description(**read_json(os.path.join(source, SETTINGS_FILE), "settings"))
+        stored = read_json(os.path.join(source, SETTINGS_FILE), *DESCRIPTION)
+        model = Description(*(stored[name] for name in DESCRIPTION))
     elif eps:
         model = Description(sizes_of(state) | FAMILY, list(read_meta(source).get("CLASSES") or []))
+    elif config_of_training := _config_of_training(source):
+        model = _from_config(config_of_training)
     else:
         raise InputError(
             f"{source} does not say what model it is of: give the config of its training, "
@@ -160,24 +166,32 @@ def _from_huggingface(folder: str) -> Description:
 
 
 def sizes_of(state: dict) -> dict:
-    """The settings of a model that show in the shapes of its weights, named as in this project."""
+    """The settings of a model that show in the shapes of its weights, named as in this project.
+
+    Raises InputError when a layer is missing that they are read off.
+    """
     shapes = {key: value.shape for key, value in state.items()}
-    stages = range(sum(key.startswith("segformer.layer_norms.") for key in shapes) // 2)
-    hidden_sizes = [shapes[f"segformer.layer_norms.{i}.weight"][0] for i in stages]
-    patches = [shapes[f"segformer.patch_embeds.{i}.proj.weight"] for i in stages]
-    blocks = [f"segformer.blocks.{i}." for i in stages]
+
+    def shape_of(key):
+        if key not in shapes:
+            raise InputError(f"the weights are not whole: {key} is missing")
+        return shapes[key]
+
+    stages = range(sum(bool(re.fullmatch(r".*layer_norms\.\d+\.bias", key)) for key in shapes))
+    depths = [
+        sum(bool(re.fullmatch(rf".*blocks\.{i}\.\d+\.norm1\.bias", key)) for key in shapes)
+        for i in stages
+    ]
+    hidden_sizes = [shape_of(f"segformer.layer_norms.{i}.weight")[0] for i in stages]
+    patches = [shape_of(f"segformer.patch_embeds.{i}.proj.weight") for i in stages]
+    blocks = [f"segformer.blocks.{i}.0" for i in stages]
+    hidden = [shape_of(f"{block}.mlp.dense_4h_to_h.weight")[0] for block in blocks]
     settings = dict(
         num_channels=patches[0][1],
-        depths=[
-            sum(key.startswith(block) and key.endswith(".norm1.bias") for key in shapes)
-            for block in blocks
-        ],
+        depths=depths,
         hidden_sizes=hidden_sizes,
-        sr_ratios=[shapes.get(block + "0.attn.sr.weight", (1,))[-1] for block in blocks],
-        mlp_ratios=[
-            shapes[block + "0.mlp.dense_4h_to_h.weight"][0] // hidden_sizes[i]
-            for i, block in enumerate(blocks)
-        ],
+        sr_ratios=[shapes.get(f"{block}.attn.sr.weight", (1,))[-1] for block in blocks],
+        mlp_ratios=[size // channels for size, channels in zip(hidden, hidden_sizes)],
         patch_sizes=[shape[-1] for shape in patches],
     )
     if "head.weight" in shapes:
@@ -188,8 +202,11 @@ def sizes_of(state: dict) -> dict:
 
 def check(state: dict, settings: dict, source: str) -> None:
     """Raises InputError unless the weights fill the model that is written down with them."""
-    ranks = {**train["dist"], "pipeline_num_layers": sum(settings["depths"])}
-    dist.setup_dist_util(OmegaConf.create(ranks))
+    one_rank = {
+        **train["dist"],
+        "pipeline_num_layers": 10_000,
+    }  # LiBai's default, without its warning
+    dist.setup_dist_util(OmegaConf.create(one_rank))
     model = MODELS[architecture_of(state)]
     load_state(model(**model_arguments(model, settings)), lambda: LazyState.of(state), source)
 
