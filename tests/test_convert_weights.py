@@ -19,7 +19,13 @@ from projects.SegFormer.model_utils.huggingface_config import (
     from_settings,
     to_settings,
 )
-from projects.SegFormer.model_utils.key_rules import HUGGINGFACE, OFFICIAL_SEGMENTATION, to_here
+from projects.SegFormer.model_utils.key_rules import (
+    HUGGINGFACE,
+    OFFICIAL_IMAGENET,
+    OFFICIAL_SEGMENTATION,
+    from_here,
+    to_here,
+)
 from projects.SegFormer.model_utils.model_weights import state_of
 from projects.SegFormer.model_utils.segf_loader import (
     SegFLoaderHuggerFace,
@@ -118,7 +124,7 @@ def test_round_trip_through_the_papers_format_is_exact(original, tmp_path, capsy
     assert_same(stored(tmp_path / "back"), stored(folder))
 
 
-def names(size: str) -> dict:
+def settings_of(size: str) -> dict:
     cfg = importlib.import_module(f"projects.SegFormer.configs.models.mit_{size}").cfg
     return {key: cfg[key] for key in ("depths", "hidden_sizes", "decoder_hidden_size")}
 
@@ -127,18 +133,25 @@ def names(size: str) -> dict:
 @pytest.mark.parametrize(
     "size", ["b0", *(pytest.param(f"b{i}", marks=pytest.mark.slow) for i in range(1, 6))]
 )
-def test_sizes_are_read_off_the_weights(size, architecture):
-    """Of all six: every setting that transformers has, heads and strides being the family's."""
-    with torch.no_grad():
-        reference = getattr(transformers, architecture)(
-            transformers.SegformerConfig(**names(size), num_labels=7)
-        )
-    state = {name: value.numpy() for name, value in reference.state_dict().items()}
+def test_every_size_goes_there_and_back(size, architecture):
+    """Bit for bit, and all settings are read off the weights but heads and strides."""
+    reference = getattr(transformers, architecture)(
+        transformers.SegformerConfig(**settings_of(size), num_labels=7)
+    )
+    state = {name: value.detach().numpy() for name, value in reference.state_dict().items()}
+    here = to_here(state, HUGGINGFACE)
+    assert_same(from_here(here, HUGGINGFACE), state)
+    is_segmentation = architecture == SEGMENTATION
+    official = OFFICIAL_SEGMENTATION if is_segmentation else OFFICIAL_IMAGENET
+    papers = from_here(here, official)
+    assert_same(from_here(to_here(papers, official), official), papers)
+    assert_same(to_here(papers, official), here)
+
     settings = to_settings(reference.config.to_dict())
-    sizes = sizes_of(to_here(state, HUGGINGFACE))
+    sizes = sizes_of(here)
     assert {"depths", "hidden_sizes", "sr_ratios", "mlp_ratios", "num_classes"} <= sizes.keys()
     assert sizes == {name: settings[name] for name in sizes}
-    assert ("decoder_hidden_size" in sizes) == (architecture == SEGMENTATION)
+    assert ("decoder_hidden_size" in sizes) == is_segmentation
 
 
 # ---- What transformers makes of it --------------------------------------------------------------

@@ -9,7 +9,7 @@ import transformers
 
 from conftest import run_tool
 from projects.SegFormer.model_utils.model_weights import state_of
-from projects.SegFormer.model_utils.segf_loader import SegFLoaderHuggerFace
+from projects.SegFormer.model_utils.segf_loader import SegFLoaderHuggerFace, SegFLoaderLiBai
 from projects.SegFormer.model_utils.test_segloader import random_model
 from projects.SegFormer.modeling.segformer_model import SegformerForSemanticSegmentation
 
@@ -20,6 +20,7 @@ TINY = dict(
     decoder_hidden_size=12,
     num_labels=5,
 )
+SETTINGS = {"num_classes": 5, **{key: value for key, value in TINY.items() if key != "num_labels"}}
 
 # Loads the folder under a split of the ranks. Every rank writes the shapes of its shards and which
 # weight files it opened, rank 0 also all weights.
@@ -30,6 +31,7 @@ sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "op
 import numpy as np
 import oneflow as flow
 from libai.utils import distributed as dist
+from libai.utils.checkpoint import Checkpointer
 from omegaconf import OmegaConf
 from projects.SegFormer.model_utils.model_weights import state_of
 from projects.SegFormer.model_utils.segf_loader import SegFLoaderHuggerFace
@@ -56,6 +58,7 @@ else:
     }
     state = state_of(model)
     np.savez(f"{output}/state{rank}.npz", **state)
+    Checkpointer(model, output).save("saved")  # LiBai's own, of tensors as they are split
 json.dump(result, open(f"{output}/rank{flow.env.get_rank()}.json", "w"))
 """
 
@@ -87,6 +90,11 @@ def test_every_rank_takes_its_shard_of_a_file_that_one_reads(split, folder, tmp_
             assert state.keys() == expected.keys()
             for name, value in expected.items():
                 np.testing.assert_array_equal(state[name], value, err_msg=name)
+
+    saved = str(tmp_path / "saved")
+    loaded = SegFLoaderLiBai(SegformerForSemanticSegmentation, SETTINGS, saved).load()
+    for name, value in state_of(loaded).items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
 
     first, second = results(tmp_path)
     assert first["opened"] and not second["opened"]
