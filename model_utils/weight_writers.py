@@ -1,5 +1,6 @@
 """Writers: this project's state to disk, as other tools read it."""
 
+import io
 import json
 import os
 
@@ -80,7 +81,10 @@ def write_official(file: str, state: dict[str, np.ndarray], classes: list[str]) 
         tensors = _to_torch(from_here(state, OFFICIAL_SEGMENTATION))
         content = {"meta": {"CLASSES": list(classes)}, "state_dict": tensors}
     os.makedirs(os.path.dirname(file) or ".", exist_ok=True)
-    torch.save(content, file)
+    serialised = io.BytesIO()  # to a full disk PyTorch 1.13 would write until the process aborts
+    torch.save(content, serialised)
+    with open(file, "wb") as stream:
+        stream.write(serialised.getbuffer())
 
 
 def write_libai(

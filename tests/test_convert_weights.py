@@ -4,6 +4,8 @@ import importlib
 import json
 import logging
 import re
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 import torch
 import transformers
 
-from conftest import error_line, run_tool
+from conftest import ROOT, error_line, run_tool
 from projects.SegFormer.dataset.transforms import Normalize
 from projects.SegFormer.model_utils.huggingface_config import (
     ARCHITECTURES,
@@ -322,6 +324,20 @@ def test_error_is_one_line_on_the_command_line(tmp_path):
     process = run_tool(*(TOOL, "--from", str(tmp_path), "--to", "libai", "--output", str(output)))
     assert f"no weights in {tmp_path}" in error_line(process)
     assert not output.exists()
+
+
+def test_disk_that_is_full_leaves_nothing_behind(original, tmp_path):
+    """A limit on the size of files stands for it."""
+    for target, name in (("libai", "x"), ("huggingface", "y"), ("official", "z.pth")):
+        command = f'ulimit -f 4; exec "$@" --to {target} --output {tmp_path / name}'
+        process = subprocess.run(
+            ["bash", "-c", command, "-", sys.executable, TOOL, "--from", str(original[0])],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
+        error_line(process)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["original"]
 
 
 def test_output_that_is_there_is_not_overwritten(original, tmp_path):

@@ -12,11 +12,14 @@ arrive bit for bit.
 import argparse
 import os
 import re
+import shutil
 import sys
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from libai.utils import distributed as dist
 from omegaconf import OmegaConf
+from safetensors import SafetensorError
 
 from projects.SegFormer.configs.common.train import train
 from projects.SegFormer.dataset.transforms import IMAGENET_MEAN, IMAGENET_STD
@@ -89,17 +92,33 @@ def main(arguments: list[str]) -> None:
     state = to_here(stored, key_format)
     model = describe(args.source, args.config, state, key_format.eps)
     check(state, model.settings, args.source)
-    if args.target == "huggingface":
-        layout = KEY_LAYOUTS[args.key_layout]
-        write_huggingface(
-            args.output, state, model.settings, model.classes, model.image_processor, layout
-        )
-    elif args.target == "libai":
-        write_libai(args.output, state, model.settings, model.classes, model.image_processor)
-    else:
-        write_official(args.output, state, model.classes)
+    with _whole_or_nothing(args.output) as output:
+        if args.target == "huggingface":
+            layout = KEY_LAYOUTS[args.key_layout]
+            write_huggingface(
+                output, state, model.settings, model.classes, model.image_processor, layout
+            )
+        elif args.target == "libai":
+            write_libai(output, state, model.settings, model.classes, model.image_processor)
+        else:
+            write_official(output, state, model.classes)
     print(f"{len(state)} tensors, {key_format.name} to {args.target}: see {args.output}")
     _tell_eps(model.settings, args.target)
+
+
+@contextmanager
+def _whole_or_nothing(output: str):
+    """A path to write to, which becomes `output` when all is written."""
+    partial = output.rstrip(os.sep) + ".partial"
+    try:
+        yield partial
+        os.rename(partial, output)
+    except (OSError, RuntimeError, SafetensorError) as error:  # the latter two of the libraries
+        raise InputError(f"cannot write {output}: {str(error).splitlines()[0]}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):
+            os.remove(partial)
 
 
 def describe(source: str, config: str | None, state: dict, eps: tuple | None) -> Description:
