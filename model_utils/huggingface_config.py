@@ -42,27 +42,63 @@ def read_config(folder: str) -> dict:
     return config
 
 
-def to_settings(config: dict) -> dict:
-    """The settings of a model here, from the content of config.json.
+def to_settings(config: dict, source: str) -> dict:
+    """The settings of a model here, from the content of config.json in `source`.
 
     `num_encoder_blocks` cuts the lists, as in transformers. `reshape_last_stage` is the shape in
     which transformers returns the last map: it is a map here always, with the same values.
+    Raises InputError for values that are not of their kind.
     """
     stages = config.get("num_encoder_blocks", 4)
     settings = {}
     for theirs, ours, default in SETTINGS:
         value = config.get(theirs, default)
+        problem = _problem(value, default, stages)
+        if problem:
+            raise InputError(f"config.json of {source} has {theirs} {value!r}: expected {problem}")
         settings[ours] = list(value[:stages]) if theirs in PER_STAGE else value
-    settings["num_classes"] = len(class_names(config))
+    settings["num_classes"] = len(class_names(config, source))
     return settings
 
 
-def class_names(config: dict) -> list[str]:
-    """By index. transformers leaves them out of config.json where there are two without names."""
-    names = config.get("id2label") or {
-        index: f"LABEL_{index}" for index in range(config.get("num_labels", 2))
-    }
-    return [name for _, name in sorted((int(index), name) for index, name in names.items())]
+def _problem(value, default, stages) -> str:
+    """What was expected instead of `value`, judged by the kind of `default`, or nothing."""
+    if isinstance(default, float):
+        is_rate = isinstance(value, (int, float)) and 0 <= value < 1
+        return "" if is_rate else "a number from 0 to below 1"
+    if isinstance(default, int):
+        return "" if _is_count(value) else "a whole number above 0"
+    if not _is_count(stages):
+        return "a whole number above 0 for num_encoder_blocks"
+    is_list = isinstance(value, list) and len(value) >= stages
+    return (
+        "" if is_list and all(_is_size(n) for n in value[:stages]) else f"{stages} numbers above 0"
+    )
+
+
+def _is_count(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_size(value) -> bool:
+    """A count, or a ratio as in mlp_ratios."""
+    return _is_count(value) or isinstance(value, float) and value > 0 and not value.is_integer()
+
+
+def class_names(config: dict, source: str) -> list[str]:
+    """By index. transformers leaves them out of config.json where there are two without names.
+
+    Raises InputError when they are not names by index.
+    """
+    names = config.get("id2label")
+    if not names:
+        count = config.get("num_labels", 2)
+        if not _is_count(count):
+            raise InputError(f"config.json of {source} has num_labels {count!r}: expected a number")
+        return [f"LABEL_{index}" for index in range(count)]
+    if not isinstance(names, dict) or not all(str(index).isdigit() for index in names):
+        raise InputError(f"config.json of {source} has an id2label that is not names by number")
+    return [str(name) for _, name in sorted((int(index), name) for index, name in names.items())]
 
 
 def from_settings(settings: dict, architecture: str, classes: list[str]) -> dict:

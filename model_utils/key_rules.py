@@ -256,14 +256,14 @@ def find_format(shapes: dict[str, tuple], source: str) -> KeyFormat:
 def _is_transposed(shapes: dict[str, tuple]) -> bool:
     """Keys and values are joined along the outputs, twice as many as inputs."""
     joined = [shape for key, shape in shapes.items() if key.endswith("attn.kv.weight")]
-    return bool(joined) and all(rows == 2 * columns for rows, columns in joined)
+    return bool(joined) and all(len(shape) == 2 and shape[0] == 2 * shape[1] for shape in joined)
 
 
 def to_here(state: dict[str, np.ndarray], key_format: KeyFormat) -> dict[str, np.ndarray]:
     """Rename and lay out a checkpoint of `key_format` as this project's state.
 
     Keys that no rule knows keep their name, and so do parts of a tensor that is not whole, for the
-    caller to report.
+    caller to report. Raises InputError when two keys are names of the same tensor.
     """
     return dict(lazily_here(LazyState.of(state), key_format).read())
 
@@ -277,7 +277,11 @@ def lazily_here(state: LazyState, key_format: KeyFormat) -> LazyState:
 
     # Zeros that take no memory have the same shapes.
     hollow = {key: np.broadcast_to(np.float32(0), shape) for key, shape in state.shapes.items()}
-    shapes = {key: value.shape for key, value in convert(hollow.items())}
+    shapes = {}
+    for key, value in convert(hollow.items()):
+        if key in shapes:
+            raise InputError(f"the weights hold {key} twice, under two names")
+        shapes[key] = value.shape
     return LazyState(shapes, lambda: convert(state.read()))
 
 
@@ -311,9 +315,13 @@ def _convert(tensors: Iterable, key_format: KeyFormat, source: str, target: str)
         parts = incomplete.setdefault((rule, tuple(numbers.items()), leaf), {})
         parts[name] = key, value
         if len(parts) == len(_names(getattr(rule, source))):
+            try:
+                shares = list(_distribute(parts, rule, source, target))
+            except ValueError:
+                continue  # their shapes do not go together
             del incomplete[rule, tuple(numbers.items()), leaf]
-            for name, part in _distribute(parts, rule, source, target):
-                yield _key(name, numbers, leaf), part
+            for name, share in shares:
+                yield _key(name, numbers, leaf), share
     for parts in incomplete.values():
         yield from parts.values()
 
@@ -327,6 +335,8 @@ def _distribute(parts: dict, rule: Rule, source: str, target: str) -> Iterable:
     names = _names(getattr(rule, target))
     shares = [whole]
     if len(names) > 1:
+        if whole.ndim == 0 or whole.shape[-1] % sum(names.values()):
+            raise ValueError(f"{whole.shape} cannot be divided")
         ends = np.cumsum(list(names.values())) * whole.shape[-1] // sum(names.values())
         shares = np.split(whole, ends[:-1], axis=-1)
     if target == "there":
@@ -335,9 +345,10 @@ def _distribute(parts: dict, rule: Rule, source: str, target: str) -> Iterable:
 
 
 def _from_there(value: np.ndarray, layout: str) -> np.ndarray:
-    if layout == "same" or value.ndim < 2:
-        return value
-    return value.reshape(value.shape[:2]).T  # from (out, in) or (out, in, 1, 1)
+    """A tensor of another number of axes stays, for the caller to report its shape."""
+    if layout == "pointwise" and value.shape[2:] == (1, 1):
+        value = value[:, :, 0, 0]
+    return value.T if layout != "same" and value.ndim == 2 else value
 
 
 def _to_there(value: np.ndarray, layout: str) -> np.ndarray:

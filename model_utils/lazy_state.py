@@ -12,7 +12,7 @@ class LazyState:
 
     Attributes:
         shapes: of every tensor, by its key.
-        read: all (key, tensor), in an order that does not change from call to call.
+        read: gives all (key, tensor), once: what was given may be gone from memory.
     """
 
     shapes: dict[str, tuple[int, ...]]

@@ -1,6 +1,5 @@
 """The paper's ImageNet-1K weights into the encoder of a segmentation model."""
 
-from projects.SegFormer.model_utils.key_rules import OFFICIAL_IMAGENET
 from projects.SegFormer.model_utils.segf_loader import SegFLoader, fill_model
 
 
@@ -13,8 +12,7 @@ class SegFLoaderImageNet1kPretrain(SegFLoader):
     """
 
     def stored_config(self) -> dict:
-        layer_norm_eps, embed_norm_eps = OFFICIAL_IMAGENET.eps
-        return dict(layer_norm_eps=layer_norm_eps, embed_norm_eps=embed_norm_eps)
+        return self.stored_eps()
 
     def load_encoder(self, model) -> None:
         """Fill the encoder of `model`. Raises InputError like `load`."""

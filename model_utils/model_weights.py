@@ -65,6 +65,8 @@ def load_state(
             raise InputError(message)
         logger.warning(message)
     for key, values in _from_rank_0(state, fitting, shapes):
+        if not np.isfinite(values).all():
+            logger.warning(f"{source}: {key} is not finite everywhere")
         assign(targets[key], values)
 
 
@@ -103,12 +105,12 @@ def _without_classes(key: str, shape: tuple) -> tuple:
 
 
 def on_rank_0(work: Callable):
-    """What `work()` returns on rank 0, on every rank. Its InputError is raised on every rank."""
+    """What `work()` returns on rank 0, on every rank. What it raises is an error on every rank."""
     result = error = None
     if flow.env.get_rank() == 0:
         try:
             result = work()
-        except InputError as raised:
+        except Exception as raised:  # whatever it is: the other ranks wait for an answer
             error = raised
     if flow.env.get_world_size() > 1:
         result, message = _broadcast_py_object((result, error and str(error)))

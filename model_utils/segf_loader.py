@@ -7,8 +7,6 @@ import os
 
 from projects.SegFormer.model_utils.huggingface_config import read_config, to_settings
 from projects.SegFormer.model_utils.key_rules import (
-    HUGGINGFACE,
-    OFFICIAL_SEGMENTATION,
     KeyFormat,
     find_format,
     lazily_here,
@@ -59,21 +57,30 @@ class SegFLoader:
     ):
         self.model, self.path = model, str(pretrained_model_path)
         self.strict, self.ignore_mismatched_head = strict, ignore_mismatched_head
-        stored = on_rank_0(self.stored_config)
-        if ignore_mismatched_head and "num_classes" in libai_cfg:
-            stored.pop("num_classes", None)
-        self.libai_cfg = {**libai_cfg, **stored, **settings}
+        self.libai_cfg, self.settings = libai_cfg, settings
 
     def stored_config(self) -> dict:
         """Config values that come with the weights. Called on rank 0."""
         return {}
+
+    def stored_eps(self) -> dict:
+        """Those of the code that the weights come from, as far as it is known."""
+        key_format = find_format(open_weights(self.path).shapes, self.path)
+        return dict(zip(("layer_norm_eps", "embed_norm_eps"), key_format.eps or ()))
 
     def load(self):
         """The model with its weights, in evaluation mode.
 
         Raises InputError for files that are missing, broken or do not fit the model.
         """
-        model = self.model(**model_arguments(self.model, self.libai_cfg))
+        stored = on_rank_0(self.stored_config)
+        if self.ignore_mismatched_head and "num_classes" in self.libai_cfg:
+            stored.pop("num_classes", None)
+        self.libai_cfg = {**self.libai_cfg, **stored, **self.settings}
+        try:
+            model = self.model(**model_arguments(self.model, self.libai_cfg))
+        except InputError as error:
+            raise InputError(f"the config of {self.path}: {error}") from error
         fill_model(
             model,
             self.path,
@@ -113,12 +120,7 @@ class SegFLoaderHuggerFace(SegFLoader):
     """Loads a folder written by transformers' `save_pretrained`, with the config in config.json."""
 
     def stored_config(self) -> dict:
-        layer_norm_eps, embed_norm_eps = HUGGINGFACE.eps
-        return dict(
-            to_settings(read_config(self.path)),
-            layer_norm_eps=layer_norm_eps,
-            embed_norm_eps=embed_norm_eps,
-        )
+        return to_settings(read_config(self.path), self.path) | self.stored_eps()
 
 
 class SegFLoaderOfficial(SegFLoader):
@@ -128,8 +130,7 @@ class SegFLoaderOfficial(SegFLoader):
     """
 
     def stored_config(self) -> dict:
-        layer_norm_eps, embed_norm_eps = OFFICIAL_SEGMENTATION.eps
-        return dict(layer_norm_eps=layer_norm_eps, embed_norm_eps=embed_norm_eps)
+        return self.stored_eps()
 
 
 class SegFLoaderLiBai(SegFLoader):
@@ -140,7 +141,10 @@ class SegFLoaderLiBai(SegFLoader):
 
     def stored_config(self) -> dict:
         file = os.path.join(self.path, SETTINGS_FILE)
-        return read_json(file, "settings")["settings"] if os.path.isfile(file) else {}
+        settings = read_json(file, "settings")["settings"] if os.path.isfile(file) else {}
+        if not isinstance(settings, dict):
+            raise InputError(f"{file} has settings that are no settings: convert the weights again")
+        return settings
 
 
 def model_arguments(model, settings) -> dict:

@@ -51,7 +51,10 @@ def main(arguments: list[str]) -> int:
         task = args.task or _task_of(folder)
         loader = SegFLoaderHuggerFace(MODELS[task], {}, folder)
         model = loader.load()
-        reference = getattr(transformers, NAMES[task]).from_pretrained(folder).eval()
+        try:
+            reference = getattr(transformers, NAMES[task]).from_pretrained(folder).eval()
+        except Exception as error:
+            raise InputError(f"transformers cannot load {folder}: {error}") from error
 
     channels = loader.libai_cfg["num_channels"]
     images = _read(args.image) if args.image else random_images((1, channels, 512, 512))

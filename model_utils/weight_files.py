@@ -4,6 +4,7 @@ import collections
 import json
 import os
 import pickle
+import re
 from contextlib import contextmanager
 
 import numpy as np
@@ -27,6 +28,8 @@ SAFETENSORS_DTYPES = {
     }.items()
 }
 
+SAFETENSORS_FLOATS = ("F64", "F32", "F16", "BF16")
+
 
 def find_weight_files(path: str) -> list[str]:
     """The weight files at `path`: itself, or what a folder holds, all its shards if sharded.
@@ -47,7 +50,10 @@ def find_weight_files(path: str) -> list[str]:
             return [file]
         if os.path.isfile(file + ".index.json"):
             return _shards(file + ".index.json")
-    files = sorted(name for name in os.listdir(path) if name.endswith(".pth"))
+    try:
+        files = sorted(name for name in os.listdir(path) if name.endswith(".pth"))
+    except OSError as error:
+        raise InputError(f"cannot read the folder {path}: {error.strerror}") from error
     if len(files) > 1:
         raise InputError(f"{path} holds {', '.join(files)}: say which, by the path of the file")
     if not files:
@@ -59,8 +65,11 @@ def find_weight_files(path: str) -> list[str]:
 
 
 def _shards(index: str) -> list[str]:
+    weight_map = read_json(index, "weight_map")["weight_map"]
+    if not isinstance(weight_map, dict) or not all(isinstance(n, str) for n in weight_map.values()):
+        raise InputError(f"{index} has a weight_map that names no files: download it again")
     files = []
-    for name in sorted(set(read_json(index, "weight_map")["weight_map"].values())):
+    for name in sorted(set(weight_map.values())):
         files.append(os.path.join(os.path.dirname(index), name))
         if not os.path.isfile(files[-1]):
             raise InputError(f"{index} names {name}, which is not there: download it as well")
@@ -72,8 +81,10 @@ def read_json(file: str, *names: str) -> dict:
     try:
         with open(file, encoding="utf-8") as stream:
             content = json.load(stream)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is not JSON ({error}): download it again") from error
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}") from error
     missing = [name for name in names if not isinstance(content, dict) or name not in content]
     if missing or not isinstance(content, dict):
         raise InputError(f"{file} has no {', '.join(missing) or 'fields'}: download it again")
@@ -85,19 +96,24 @@ def open_weights(path: str) -> LazyState:
 
     Raises InputError, now or while they are read, when there are none or they are broken.
     """
-    states = []
+    states = {}
+    shapes: dict[str, tuple] = {}
     for file in find_weight_files(path):
         with _told_by_file(file):
-            states.append(_open_file(file))
+            states[file] = _open_file(file)
+        twice = sorted(shapes.keys() & states[file].shapes.keys())
+        if twice:
+            raise InputError(f"{path} has {twice[0]} in two files, {file} and another")
+        shapes |= states[file].shapes
 
     def read():
-        for file, state in zip(find_weight_files(path), states):
+        for file, state in states.items():
             with _told_by_file(file):
                 for key, value in state.read():
                     is_float = np.issubdtype(value.dtype, np.floating)
                     yield key, value.astype(np.float32, copy=False) if is_float else value
 
-    return LazyState({k: shape for state in states for k, shape in state.shapes.items()}, read)
+    return LazyState(shapes, read)
 
 
 def read_weights(path: str) -> dict[str, np.ndarray]:
@@ -130,21 +146,36 @@ def _told_by_file(file: str):
 def _open_file(file: str) -> LazyState:
     if os.path.isdir(file):
         return _open_oneflow(file)
+    if not os.access(file, os.R_OK):
+        raise InputError(f"no permission to read {file}")
     if os.path.getsize(file) == 0:
         raise InputError(f"{file} is empty: download it again")
     return _open_safetensors(file) if file.endswith(".safetensors") else _open_torch(file)
+
+
+def _check_float(file: str, key: str, dtype, is_float: bool) -> None:
+    """Quantised weights, say, are not what this project computes with."""
+    if not is_float and not key.endswith("num_batches_tracked"):
+        raise InputError(f"{file}: {key} is of type {dtype}, expected floating point")
 
 
 def _open_safetensors(file: str) -> LazyState:
     """The library checks the file, and has it mapped while it is open; every page that was read
     counts as memory of this process until then. So tensors are read here, by their offsets.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(file, "numpy"), open(file, "rb") as stream:
-        header_size = int.from_bytes(stream.read(8), "little")
-        entries = json.loads(stream.read(header_size))
+    try:
+        with safe_open(file, "numpy"), open(file, "rb") as stream:
+            header_size = int.from_bytes(stream.read(8), "little")
+            entries = json.loads(stream.read(header_size))
+    except SafetensorError as error:
+        raise InputError(
+            f"{file} is no whole safetensors file ({error}): download it again"
+        ) from error
     entries.pop("__metadata__", None)
+    for key, entry in entries.items():
+        _check_float(file, key, entry["dtype"], entry["dtype"] in SAFETENSORS_FLOATS)
 
     def read():
         for key, entry in entries.items():
@@ -164,12 +195,16 @@ def _open_torch(file: str) -> LazyState:
     state = _load_torch(file)
     if isinstance(state, dict):
         state = state.get("state_dict", state)
-    if not isinstance(state, dict) or not all(hasattr(value, "numpy") for value in state.values()):
-        raise InputError(f"{file} holds no weights: expected a dict of tensors")
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and hasattr(value, "numpy") for key, value in state.items()
+    ):
+        raise InputError(f"{file} holds no weights: expected a dict of tensors by name")
+    for key, value in state.items():
+        _check_float(file, key, value.dtype, value.is_floating_point())
 
     def read():
         for key in list(state):
-            value = state.pop(key)
+            value = state.pop(key).detach()
             yield key, (value.float() if value.is_floating_point() else value).numpy()
 
     return LazyState({key: tuple(value.shape) for key, value in state.items()}, read)
@@ -182,13 +217,22 @@ def _load_torch(file: str):
         raise InputError(
             f"reading {file} needs PyTorch: pip install torch==1.13.1, or give a .safetensors file"
         ) from error
+    with open(file, "rb") as stream:
+        start = stream.read(2)
+    if start != b"PK" and start[:1] != b"\x80":  # of a zip archive, or of a pickle
+        raise InputError(f"{file} is no PyTorch file, it begins with {start}: download it again")
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0]
+        refused = re.search(r"Unsupported class (\S+)", str(error))
+        if not refused:
+            raise InputError(
+                f"{file} is refused: it is cut off, or holds Python objects that could run code "
+                "when they are read. Download it again"
+            ) from error
         raise InputError(
-            f"{file} is refused: beside tensors it holds Python objects, which could run code when "
-            f"they are read ({reason}). Save its state_dict alone, or as .safetensors"
+            f"{file} is refused: beside tensors it holds {refused[1]}, which could run code when "
+            "it is read. Save its state_dict alone, or as .safetensors"
         ) from error
 
 
@@ -221,17 +265,21 @@ def _open_oneflow(folder: str) -> LazyState:
     try:
         with open(os.path.join(folder, "pickled_data"), "rb") as stream:
             tensors = _OneFlowUnpickler(stream).load()["data"]
-        files = {
-            key: FileBackendVariableBlob(os.path.join(folder, tensor.folder))
-            for key, tensor in tensors.items()
-        }
+        folders = {key: os.path.join(folder, tensor.folder) for key, tensor in tensors.items()}
     except InputError as error:
         raise InputError(f"cannot read {folder}: {error}") from error
     except Exception as error:
-        reason = str(error) or type(error).__name__
-        raise InputError(
-            f"cannot read the checkpoint {folder}, which is not whole: {reason}"
-        ) from error
+        raise InputError(f"the checkpoint {folder} is not whole: pickled_data is broken") from error
+    files = {}
+    for key, tensor_folder in folders.items():
+        try:
+            files[key] = FileBackendVariableBlob(tensor_folder)
+            dtype = files[key].dtype
+        except Exception as error:
+            raise InputError(
+                f"the checkpoint {folder} is not whole: {key}, in {tensor_folder}, is cut off"
+            ) from error
+        _check_float(folder, key, dtype, dtype.is_floating_point)
 
     def read():
         for key, file in files.items():

@@ -96,7 +96,11 @@ def write_libai(
 ) -> None:
     """A checkpoint of LiBai's form, and the settings of its model beside it."""
     os.makedirs(folder)
-    tensors = {key: flow.tensor(np.ascontiguousarray(value)) for key, value in state.items()}
+    # ascontiguousarray makes a vector of a scalar, such as batch norm's count of batches.
+    tensors = {
+        key: flow.tensor(np.ascontiguousarray(value).reshape(value.shape))
+        for key, value in state.items()
+    }
     flow.save(tensors, os.path.join(folder, LIBAI_FOLDER))
     description = dict(settings=settings, classes=classes, image_processor=image_processor)
     _write_json(os.path.join(folder, SETTINGS_FILE), description)

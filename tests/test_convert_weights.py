@@ -77,7 +77,7 @@ def stored(path) -> dict[str, np.ndarray]:
 def assert_same(actual, expected):
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        assert actual[name].dtype == value.dtype, name
+        assert (actual[name].dtype, actual[name].shape) == (value.dtype, value.shape), name
         np.testing.assert_array_equal(actual[name], value, err_msg=name)
 
 
@@ -149,7 +149,7 @@ def test_every_size_goes_there_and_back(size, architecture):
     assert_same(from_here(to_here(papers, official), official), papers)
     assert_same(to_here(papers, official), here)
 
-    settings = to_settings(reference.config.to_dict())
+    settings = to_settings(reference.config.to_dict(), "reference")
     sizes = sizes_of(here)
     assert {"depths", "hidden_sizes", "sr_ratios", "mlp_ratios", "num_classes"} <= sizes.keys()
     assert sizes == {name: settings[name] for name in sizes}
@@ -355,8 +355,30 @@ def test_checkpoint_without_its_config(trained, refused, tmp_path):
     (tmp_path / "checkpoint").symlink_to(trained / "model_final")
     refused("--config", tmp_path / "checkpoint", "official")
     config = trained / "config.yaml"
-    convert(tmp_path / "checkpoint", "official", tmp_path / "x.pth", "--config", config)
-    assert torch.load(tmp_path / "x.pth")["meta"]["CLASSES"] == ["disc", "field", "sky"]
+    convert(tmp_path / "checkpoint", "huggingface", tmp_path / "x", "--config", config)
+    written = transformers.AutoConfig.from_pretrained(tmp_path / "x")
+    assert list(written.id2label.values()) == ["disc", "field", "sky"]
+    refused("num_attention_heads", tmp_path / "checkpoint", "official", "--config", config)
+
+
+def test_classifier_of_libai_with_a_config_of_models(tmp_path):
+    reference = random_model(CLASSIFICATION, num_labels=1000)
+    reference.save_pretrained(tmp_path / "original")
+    convert(tmp_path / "original", "libai", tmp_path / "libai")
+    (tmp_path / "libai" / "segformer.json").unlink()
+    config = ROOT / "configs/models/classification/mit_cls_b0.py"
+    convert(tmp_path / "libai", "huggingface", tmp_path / "back", "--config", config)
+    assert_same(stored(tmp_path / "back"), stored(tmp_path / "original"))
+
+
+def test_heads_that_do_not_show_in_the_weights(tmp_path, refused):
+    """They come from the config.json beside the file; the paper's files have no place for them."""
+    settings = {**TINY, "num_attention_heads": [2, 4, 5, 4]}
+    random_model(SEGMENTATION, **settings).save_pretrained(tmp_path / "original")
+    convert(tmp_path / "original" / "model.safetensors", "huggingface", tmp_path / "written")
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "written")
+    assert config.num_attention_heads == [2, 4, 5, 4]
+    refused(r"has num_attention_heads of \[1, 2, 5, 8\]", tmp_path / "original", "official")
 
 
 def test_papers_file_that_is_not_whole(original, refused, tmp_path):
@@ -379,5 +401,6 @@ def test_weights_that_do_not_fill_their_model(original, refused):
 
 
 def test_config_json_of_a_setting_is_its_own_reverse():
-    settings = to_settings(from_settings(to_settings({}), SEGMENTATION, CLASSES))
-    assert settings == {**to_settings({}), "num_classes": len(CLASSES)}
+    default = to_settings({}, "default")
+    settings = to_settings(from_settings(default, SEGMENTATION, CLASSES), "written")
+    assert settings == {**default, "num_classes": len(CLASSES)}

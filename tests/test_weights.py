@@ -193,6 +193,7 @@ def as_here(state, depths, column):
 def assert_same(actual, expected):
     assert actual.keys() == expected.keys()
     for name in expected:
+        assert actual[name].shape == expected[name].shape, name
         np.testing.assert_array_equal(actual[name], expected[name], err_msg=name)
 
 
@@ -465,6 +466,21 @@ def test_imagenet_weights_fill_the_encoder_and_leave_the_head(paper_file, place)
     assert_same(state_of(model), expected)
 
 
+@pytest.mark.parametrize(
+    "rename, eps",
+    [(None, (1e-6, 1e-5)), (as_mmsegmentation, (1e-6, 1e-6))],
+    ids=["paper", "mmsegmentation"],
+)
+def test_eps_comes_with_the_weights(paper_file, rename, eps):
+    if rename:
+        state = rename(TINY["depths"], PAPER_STATE)
+        torch.save({name: torch.tensor(value) for name, value in state.items()}, paper_file)
+    model = SegFLoaderImageNet1kPretrain(
+        SegformerModel, dict(TINY, layer_norm_eps=1e-3), str(paper_file)
+    ).load()
+    assert (model.layer_norms[0].eps, model.patch_embeds[0].norm.eps) == eps
+
+
 def test_imagenet_weights_fill_a_classifier(paper_file):
     ours, settings = SegformerForImageClassification, dict(TINY, num_classes=1000)
     model = SegFLoaderImageNet1kPretrain(ours, settings, str(paper_file)).load()
@@ -691,7 +707,9 @@ def test_shard_that_is_missing(tmp_path):
         load_folder(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["{", "{}"])
+@pytest.mark.parametrize(
+    "content", ["{", "{}", "[" * 9999, '{"weight_map": [1]}', '{"weight_map": {"a": 1}}']
+)
 def test_broken_index(tmp_path, content):
     huggingface_model(SEGMENTATION, TINY).save_pretrained(tmp_path, max_shard_size="20KB")
     (tmp_path / "model.safetensors.index.json").write_text(content)
@@ -699,7 +717,7 @@ def test_broken_index(tmp_path, content):
         load_folder(tmp_path)
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}], ids=repr)
+@pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {1: torch.zeros(2)}], ids=repr)
 def test_file_that_holds_something_else(folder, content):
     write_torch(folder, content)
     with pytest.raises(InputError, match=r"pytorch_model\.bin"):
@@ -710,6 +728,70 @@ def test_state_dict_with_other_things_beside_it(folder):
     state = huggingface_model(SEGMENTATION, TINY).state_dict()
     write_torch(folder, {"state_dict": state, "meta": {"epoch": 3}})
     assert_same(state_of(load_folder(folder)), tiny_here(SEGMENTATION))
+
+
+@pytest.mark.parametrize(
+    "name, shape",
+    [
+        ("segformer.encoder.block.0.0.attention.self.key.weight", (8, 4)),
+        ("segformer.encoder.block.0.0.attention.self.key.weight", ()),
+        ("segformer.encoder.block.0.0.attention.self.query.weight", (8, 8, 3, 3)),
+        ("decode_head.linear_c.0.proj.weight", (12,)),
+    ],
+)
+def test_tensor_of_another_shape(folder, name, shape):
+    state = huggingface_model(SEGMENTATION, TINY).state_dict()
+    write_torch(folder, state | {name: torch.zeros(shape)})
+    with pytest.raises(InputError, match=r"does not fit the model: .*(of another shape|missing): "):
+        load_folder(folder)
+
+
+@pytest.mark.parametrize("is_safe", [True, False], ids=["safetensors", "torch"])
+def test_tensor_of_another_type(tmp_path, is_safe):
+    model = huggingface_model(SEGMENTATION, TINY)
+    name = "segformer.encoder.block.1.0.mlp.dense1.weight"
+    model.get_submodule(name.rpartition(".")[0]).weight = torch.nn.Parameter(
+        torch.zeros(36, 12, dtype=torch.int8), requires_grad=False
+    )
+    model.save_pretrained(tmp_path, safe_serialization=is_safe)
+    with pytest.raises(InputError, match=rf"{re.escape(name)} is of type .*, expected floating"):
+        load_folder(tmp_path)
+
+
+def test_weights_that_are_not_finite(folder, caplog):
+    """They may be what somebody looks for, so they are loaded, with a word about them."""
+    state = huggingface_model(SEGMENTATION, TINY).state_dict()
+    state["decode_head.classifier.bias"][1] = np.nan
+    write_torch(folder, state)
+    assert np.isnan(state_of(load_folder(folder))["head.linear_pred.bias"]).sum() == 1
+    assert "head.linear_pred.bias is not finite" in caplog.text
+
+
+def test_same_tensor_in_two_files_or_under_two_names(tmp_path, folder):
+    model = huggingface_model(SEGMENTATION, TINY)
+    state = model.state_dict()
+    name = "decode_head.classifier.bias"
+    write_torch(folder, state | {f"module.{name}": state[name] + 1})
+    with pytest.raises(InputError, match=r"hold head\.linear_pred\.bias twice"):
+        load_folder(folder)
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="20KB", safe_serialization=False)
+    shard = sorted((tmp_path / "sharded").glob("pytorch_model-*.bin"))[0]
+    torch.save(torch.load(shard) | {name: state[name]}, shard)
+    with pytest.raises(InputError, match=rf"{re.escape(name)} in two files"):
+        load_folder(tmp_path / "sharded")
+
+
+def test_state_of_parameters(folder):
+    write_torch(folder, dict(huggingface_model(SEGMENTATION, TINY).state_dict(keep_vars=True)))
+    assert_same(state_of(load_folder(folder)), tiny_here(SEGMENTATION))
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
+def test_page_in_place_of_a_download(folder, name):
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_text("<!DOCTYPE html><title>Too many downloads</title>")
+    with pytest.raises(InputError, match=rf"{re.escape(name)} is no .*: download it again"):
+        load_folder(folder)
 
 
 class Malicious:
@@ -798,8 +880,19 @@ def test_head_of_mmsegmentation(tmp_path):
     [
         ({"model_type": "vit"}, r"config\.json is of a 'vit' model: expected 'segformer'"),
         ({"hidden_act": "relu"}, r"config\.json has the activation 'relu'"),
-        ({"sr_ratios": [4, 2]}, r"sr_ratios has 2 values and depths 4"),
-        ({"num_attention_heads": [3, 2, 2, 4]}, r"hidden size 8 is not divisible by 3"),
+        ({"sr_ratios": [4, 2]}, r"config\.json of .* has sr_ratios \[4, 2\]: expected 4 numbers"),
+        ({"depths": "2222"}, r"has depths '2222': expected 4 numbers above 0"),
+        ({"strides": [4, 2, 0, 2]}, r"has strides .*: expected 4 numbers above 0"),
+        ({"num_channels": None}, r"has num_channels None: expected a whole number"),
+        ({"num_encoder_blocks": 5}, r"has depths .*: expected 5 numbers"),
+        ({"num_encoder_blocks": "4"}, r"expected a whole number above 0 for num_encoder_blocks"),
+        ({"drop_path_rate": 1.5}, r"has drop_path_rate 1\.5: expected a number from 0"),
+        ({"id2label": ["a"]}, r"has an id2label that is not names by number"),
+        ({"id2label": None, "num_labels": "x"}, r"has num_labels 'x': expected a number"),
+        (
+            {"num_attention_heads": [3, 2, 2, 4]},
+            r"config of .*: hidden size 8 is not divisible by 3",
+        ),
         ({"depths": [1, 2, 1, 3]}, r"missing: segformer\.blocks\.3\.1"),
         ({"decoder_hidden_size": 24}, r"of another shape: head\.batch_norm"),
     ],

@@ -17,6 +17,7 @@ import sys
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
+from libai.config import LazyConfig
 from libai.utils import distributed as dist
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
@@ -90,8 +91,13 @@ def main(arguments: list[str]) -> None:
     stored = read_weights(args.source)
     key_format = find_format({key: value.shape for key, value in stored.items()}, args.source)
     state = to_here(stored, key_format)
-    model = describe(args.source, args.config, state, key_format.eps)
-    check(state, model.settings, args.source)
+    try:
+        model = describe(args.source, args.config, state, key_format.eps)
+        check(state, model.settings, args.source)
+        if args.target == "official":
+            check_family(model.settings)
+    except InputError as error:
+        raise InputError(f"cannot convert {args.source}: {error}") from error
     with _whole_or_nothing(args.output) as output:
         if args.target == "huggingface":
             layout = KEY_LAYOUTS[args.key_layout]
@@ -130,15 +136,21 @@ def describe(source: str, config: str | None, state: dict, eps: tuple | None) ->
         state: the weights, named as in this project.
         eps: layer_norm_eps and embed_norm_eps of the code that the weights come from, if known.
     """
+    architecture = architecture_of(state)
+    folder = source if os.path.isdir(source) else os.path.dirname(source)
     if config:
         model = _from_config(config)
-    elif os.path.isfile(os.path.join(source, "config.json")):
-        model = _from_huggingface(source)
+    elif eps == HUGGINGFACE.eps and os.path.isfile(os.path.join(folder, "config.json")):
+        model = _from_huggingface(folder)
     elif os.path.isfile(os.path.join(source, SETTINGS_FILE)):
         stored = read_json(os.path.join(source, SETTINGS_FILE), *DESCRIPTION)
         model = Description(*(stored[name] for name in DESCRIPTION))
+        if not isinstance(model.settings, dict) or "num_classes" not in model.settings:
+            raise InputError(f"{SETTINGS_FILE} in it has no settings of a model")
     elif eps:
-        model = Description(sizes_of(state) | FAMILY, list(read_meta(source).get("CLASSES") or []))
+        names = read_meta(source).get("CLASSES")
+        classes = list(map(str, names)) if isinstance(names, (list, tuple)) else []
+        model = Description(sizes_of(state) | FAMILY, classes)
     elif config_of_training := _config_of_training(source):
         model = _from_config(config_of_training)
     else:
@@ -151,7 +163,7 @@ def describe(source: str, config: str | None, state: dict, eps: tuple | None) ->
     if len(model.classes) != count:
         model.classes = [f"LABEL_{index}" for index in range(count)]
     if not model.image_processor:
-        model.image_processor = image_processor(architecture_of(state), IMAGENET_MEAN, IMAGENET_STD)
+        model.image_processor = image_processor(architecture, IMAGENET_MEAN, IMAGENET_STD)
     return model
 
 
@@ -162,6 +174,11 @@ def _config_of_training(source: str) -> str | None:
 
 
 def _from_config(file: str) -> Description:
+    """From a config to run, or from one of configs/models, which says nothing of classes."""
+    if file.endswith(".py") and os.path.isfile(file) and "train" not in LazyConfig.load(file):
+        settings = OmegaConf.to_container(OmegaConf.create(dict(LazyConfig.load(file).cfg)))
+        settings.pop("pretrained_model_path", None)
+        return Description(settings)
     config = load_config(file)
     settings = OmegaConf.to_container(config.model.cfg)
     settings.pop("pretrained_model_path", None)
@@ -178,8 +195,8 @@ def _from_huggingface(folder: str) -> Description:
     config = read_config(folder)
     processor = os.path.join(folder, "preprocessor_config.json")
     return Description(
-        to_settings(config),
-        class_names(config),
+        to_settings(config, folder),
+        class_names(config, folder),
         read_json(processor) if os.path.isfile(processor) else {},
     )
 
@@ -201,22 +218,39 @@ def sizes_of(state: dict) -> dict:
         sum(bool(re.fullmatch(rf".*blocks\.{i}\.\d+\.norm1\.bias", key)) for key in shapes)
         for i in stages
     ]
-    hidden_sizes = [shape_of(f"segformer.layer_norms.{i}.weight")[0] for i in stages]
-    patches = [shape_of(f"segformer.patch_embeds.{i}.proj.weight") for i in stages]
     blocks = [f"segformer.blocks.{i}.0" for i in stages]
-    hidden = [shape_of(f"{block}.mlp.dense_4h_to_h.weight")[0] for block in blocks]
-    settings = dict(
-        num_channels=patches[0][1],
-        depths=depths,
-        hidden_sizes=hidden_sizes,
-        sr_ratios=[shapes.get(f"{block}.attn.sr.weight", (1,))[-1] for block in blocks],
-        mlp_ratios=[size // channels for size, channels in zip(hidden, hidden_sizes)],
-        patch_sizes=[shape[-1] for shape in patches],
-    )
-    if "head.weight" in shapes:
-        return settings | dict(num_classes=shapes["head.weight"][1])
-    classes, decoder_hidden_size = shapes["head.linear_pred.weight"][:2]
+    try:
+        hidden_sizes = [shape_of(f"segformer.layer_norms.{i}.weight")[0] for i in stages]
+        patches = [shape_of(f"segformer.patch_embeds.{i}.proj.weight") for i in stages]
+        ratios = [
+            shape_of(f"{block}.mlp.dense_4h_to_h.weight")[0] / channels
+            for block, channels in zip(blocks, hidden_sizes)
+        ]
+        settings = dict(
+            num_channels=patches[0][1],
+            depths=depths,
+            hidden_sizes=hidden_sizes,
+            sr_ratios=[shapes.get(f"{block}.attn.sr.weight", (1,))[-1] for block in blocks],
+            mlp_ratios=[int(ratio) if ratio.is_integer() else ratio for ratio in ratios],
+            patch_sizes=[shape[-1] for shape in patches],
+        )
+        if "head.weight" in shapes:
+            return settings | dict(num_classes=shapes["head.weight"][1])
+        classes, decoder_hidden_size = shape_of("head.linear_pred.weight")[:2]
+    except InputError:
+        raise
+    except (IndexError, ValueError) as error:
+        raise InputError("the shapes of its tensors are not a SegFormer's") from error
     return settings | dict(num_classes=classes, decoder_hidden_size=decoder_hidden_size)
+
+
+def check_family(settings: dict) -> None:
+    """Raises InputError for what the paper's files have no place for and its code does not do."""
+    for name, values in FAMILY.items():
+        if list(settings[name]) != values:
+            raise InputError(
+                f"the paper's code has {name} of {values}, this model {list(settings[name])}"
+            )
 
 
 def check(state: dict, settings: dict, source: str) -> None:
