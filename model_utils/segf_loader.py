@@ -4,6 +4,7 @@ import difflib
 import inspect
 import logging
 import os
+from functools import cached_property
 
 from projects.SegFormer.model_utils.huggingface_config import read_config, to_settings
 from projects.SegFormer.model_utils.key_rules import (
@@ -65,8 +66,13 @@ class SegFLoader:
 
     def stored_eps(self) -> dict:
         """Those of the code that the weights come from, as far as it is known."""
-        key_format = find_format(open_weights(self.path).shapes, self.path)
+        _, key_format = self.opened
         return dict(zip(("layer_norm_eps", "embed_norm_eps"), key_format.eps or ()))
+
+    @cached_property
+    def opened(self) -> tuple[LazyState, KeyFormat]:
+        """The weights, on rank 0. They are there for one reading, by `load`."""
+        return open_in_any_format(self.path)
 
     def load(self):
         """The model with its weights, in evaluation mode.
@@ -81,39 +87,46 @@ class SegFLoader:
             model = self.model(**model_arguments(self.model, self.libai_cfg))
         except InputError as error:
             raise InputError(f"the config of {self.path}: {error}") from error
-        fill_model(
+        load_state(
             model,
+            lambda: self.opened[0],
             self.path,
             strict=self.strict,
             ignore_mismatched_head=self.ignore_mismatched_head,
         )
+        self.__dict__.pop("opened", None)
         return model.eval()
 
 
-def fill_model(model, path: str, *, only: str = "", **options) -> None:
-    """Copy the weights at `path`, in whichever format they are, into `model`.
+def open_in_any_format(path: str) -> tuple[LazyState, KeyFormat]:
+    """The weights at `path`, named and laid out as in this project, and the format they are in.
 
-    Called on all ranks; rank 0 reads. `only` and `options` are those of
-    `model_weights.load_state`, the errors too.
+    Raises InputError when they cannot be read or are in no known format.
+    """
+    stored = open_weights(path)
+    key_format = find_format(stored.shapes, path)
+    return lazily_here(stored, key_format), key_format
+
+
+def fill_model(model, path: str, *, only: str = "", strict: bool = True) -> None:
+    """Copy the weights at `path`, in whichever format they are, into a model that is there.
+
+    Called on all ranks; rank 0 reads. `only`, `strict` and errors as in `model_weights.load_state`.
+    The model keeps its eps; if the weights come from code with another, the log says so.
     """
 
     def open_state() -> LazyState:
-        stored = open_weights(path)
-        key_format = find_format(stored.shapes, path)
-        _warn_of_eps(model, key_format, path)
-        return lazily_here(stored, key_format)
+        state, key_format = open_in_any_format(path)
+        encoder = model if isinstance(model, SegformerPreTrainModel) else model.segformer
+        eps = encoder.layer_norms[0].eps, encoder.patch_embeds[0].norm.eps
+        if key_format.eps and eps != key_format.eps:
+            logger.warning(
+                f"{path} has weights of {key_format.name}, whose code has layer_norm_eps and "
+                f"embed_norm_eps of {key_format.eps}; the config has {eps}"
+            )
+        return state
 
-    load_state(model, open_state, path, only=only, **options)
-
-
-def _warn_of_eps(model, key_format: KeyFormat, path: str) -> None:
-    encoder = model if isinstance(model, SegformerPreTrainModel) else model.segformer
-    eps = encoder.layer_norms[0].eps, encoder.patch_embeds[0].norm.eps
-    if key_format.eps and eps != key_format.eps:
-        logger.warning(
-            f"{path} has weights of {key_format.name}, whose code has layer_norm_eps and "
-            f"embed_norm_eps of {key_format.eps}; the config has {eps}"
-        )
+    load_state(model, open_state, path, only=only, strict=strict)
 
 
 class SegFLoaderHuggerFace(SegFLoader):
