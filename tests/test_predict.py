@@ -152,13 +152,13 @@ def empty_folder(tmp_path: Path, images: Path) -> dict:
 
 
 def no_weights(tmp_path: Path, images: Path) -> dict:
-    return dict(weights=tmp_path / "nowhere", words=["nowhere", "checkpoint"])
+    return dict(weights=tmp_path / "nowhere", words=["no weights at", "nowhere"])
 
 
 def damaged_weights(tmp_path: Path, images: Path) -> dict:
     (tmp_path / "weights" / "model").mkdir(parents=True)
     (tmp_path / "weights" / "model" / "pickled_data").write_text("not weights")
-    return dict(weights=tmp_path / "weights", words=["cannot read", "weights"])
+    return dict(weights=tmp_path / "weights", words=["not whole", "weights"])
 
 
 def no_config(tmp_path: Path, images: Path) -> dict:
