@@ -307,7 +307,7 @@ SETTING_ERRORS = {
         ["train.amp.enabled=True", "graph.enabled=True"],
         ["train.amp.enabled", "GPU"],
     ),
-    "weights": (["train.load_weight=/not/there"], ["/not/there", "checkpoint"]),
+    "weights": (["train.load_weight=/not/there"], ["no weights at /not/there"]),
     "no value": (["train.log_period"], ["'train.log_period'", "key=value"]),
 }
 
