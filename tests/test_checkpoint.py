@@ -230,18 +230,30 @@ def test_kill_in_the_middle_of_a_save(tmp_path, start):
         with open(folder / "saved", "w") as saved:
             processes.append(start(sys.executable, "-c", SAVES_FOR_EVER, str(folder), stdout=saved))
     rng = np.random.default_rng(0)
-    caught = 0
     for folder, process in zip(folders, processes):
         wait_until(lambda: len((folder / "saved").read_text()) > 10)  # noqa: B023
-        time.sleep(rng.uniform(0, 0.05))
+        wait_until(lambda: is_stopped_in_a_save(process, folder, rng))  # noqa: B023
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        caught += len(list(folder.glob(".*")))
+        assert list(folder.glob(".*"))
         path, iteration = last_checkpoint(str(folder))
         last = int((folder / "saved").read_text().split()[-1])
         assert iteration in (last, last + 1)  # killed before it could say so
         assert {value.mean() for value in read_weights(path).values()} == {iteration}
-    assert caught, "no kill fell into a save"
+
+
+def is_stopped_in_a_save(process, folder: Path, rng) -> bool:
+    """Stop the process shortly after a save began; if that is over, let it go on."""
+    began = time.monotonic()
+    while not list(folder.glob(".*")) and time.monotonic() < began + 5:
+        pass
+    time.sleep(rng.uniform(0, 0.01))
+    os.kill(process.pid, signal.SIGSTOP)
+    os.waitpid(process.pid, os.WUNTRACED)
+    if list(folder.glob(".*")):
+        return True
+    os.kill(process.pid, signal.SIGCONT)
+    return False
 
 
 def test_leftovers_of_a_kill_are_cleared(checkpointer, tmp_path):
