@@ -21,6 +21,8 @@ import numpy as np
 from projects.SegFormer.model_utils.lazy_state import LazyState
 from projects.SegFormer.modeling.errors import InputError
 
+EPS_NAMES = ("layer_norm_eps", "embed_norm_eps")  # in configs, in the order of KeyFormat.eps
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -37,7 +39,7 @@ class KeyFormat:
         name: as messages have it.
         rules: its table.
         respelled: (pattern, replacement) for keys that some files spell otherwise.
-        eps: layer_norm_eps and embed_norm_eps of the code that its weights come from; None where
+        eps: EPS_NAMES of the code that its weights come from; None where
             the config says.
     """
 

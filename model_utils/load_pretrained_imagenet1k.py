@@ -11,9 +11,6 @@ class SegFLoaderImageNet1kPretrain(SegFLoader):
     model, whose head stays as it is, from weights in any format.
     """
 
-    def stored_config(self) -> dict:
-        return self.stored_eps()
-
     def load_encoder(self, model) -> None:
         """Fill the encoder of `model`. Raises InputError like `load`."""
         fill_model(model, self.path, only="segformer.", strict=self.strict)

@@ -122,14 +122,14 @@ def on_rank_0(work: Callable):
 
 def _from_rank_0(state: LazyState | None, keys: list[str], shapes: dict[str, tuple]):
     """Pairs (key, values) of rank 0's state on every rank, in the order of `keys`, which is its."""
-    if flow.env.get_world_size() == 1:
-        yield from ((key, values) for key, values in state.read() if key in set(keys))
-    elif flow.env.get_rank() == 0:
+    if flow.env.get_rank() == 0:
         wanted = set(keys)
         for key, values in state.read():
-            if key in wanted:
+            if key not in wanted:
+                continue
+            if flow.env.get_world_size() > 1:
                 flow.comm.broadcast(flow.tensor(np.ascontiguousarray(values, np.float32)), 0)
-                yield key, values
+            yield key, values
     else:
         for key in keys:
             received = flow.empty(*shapes[key], dtype=flow.float32)

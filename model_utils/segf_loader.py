@@ -8,6 +8,7 @@ from functools import cached_property
 
 from projects.SegFormer.model_utils.huggingface_config import read_config, to_settings
 from projects.SegFormer.model_utils.key_rules import (
+    EPS_NAMES,
     KeyFormat,
     find_format,
     lazily_here,
@@ -61,13 +62,12 @@ class SegFLoader:
         self.libai_cfg, self.settings = libai_cfg, settings
 
     def stored_config(self) -> dict:
-        """Config values that come with the weights. Called on rank 0."""
-        return {}
+        """Config values that come with the weights: eps, as far as their code is known.
 
-    def stored_eps(self) -> dict:
-        """Those of the code that the weights come from, as far as it is known."""
+        Called on rank 0.
+        """
         _, key_format = self.opened
-        return dict(zip(("layer_norm_eps", "embed_norm_eps"), key_format.eps or ()))
+        return dict(zip(EPS_NAMES, key_format.eps or ()))
 
     @cached_property
     def opened(self) -> tuple[LazyState, KeyFormat]:
@@ -133,7 +133,7 @@ class SegFLoaderHuggerFace(SegFLoader):
     """Loads a folder written by transformers' `save_pretrained`, with the config in config.json."""
 
     def stored_config(self) -> dict:
-        return to_settings(read_config(self.path), self.path) | self.stored_eps()
+        return to_settings(read_config(self.path), self.path) | super().stored_config()
 
 
 class SegFLoaderOfficial(SegFLoader):
@@ -141,9 +141,6 @@ class SegFLoaderOfficial(SegFLoader):
 
     Sizes and number of classes come from `libai_cfg`, eps is that of the paper's code.
     """
-
-    def stored_config(self) -> dict:
-        return self.stored_eps()
 
 
 class SegFLoaderLiBai(SegFLoader):

@@ -5,8 +5,8 @@
     python tools/convert_weights.py --from WEIGHTS --to libai --output FOLDER
 
 WEIGHTS is a folder of Hugging Face's save_pretrained, a file of the paper's authors or of
-mmsegmentation, or a checkpoint of LiBai's trainer; its format is told by its keys. All numbers
-arrive bit for bit.
+mmsegmentation, or a checkpoint of LiBai's trainer; its format is told by its keys. All float32
+numbers arrive bit for bit.
 """
 
 import argparse
@@ -34,20 +34,18 @@ from projects.SegFormer.model_utils.huggingface_config import (
     to_settings,
 )
 from projects.SegFormer.model_utils.key_rules import (
+    EPS_NAMES,
     HUGGINGFACE,
     HUGGINGFACE_STAGES,
     OFFICIAL_SEGMENTATION,
-    find_format,
-    to_here,
 )
 from projects.SegFormer.model_utils.lazy_state import LazyState
 from projects.SegFormer.model_utils.model_weights import load_state
-from projects.SegFormer.model_utils.segf_loader import model_arguments
+from projects.SegFormer.model_utils.segf_loader import model_arguments, open_in_any_format
 from projects.SegFormer.model_utils.weight_files import (
     SETTINGS_FILE,
     read_json,
     read_meta,
-    read_weights,
 )
 from projects.SegFormer.model_utils.weight_writers import (
     architecture_of,
@@ -66,7 +64,6 @@ MODELS = dict(
     zip(ARCHITECTURES, (SegformerForSemanticSegmentation, SegformerForImageClassification))
 )
 KEY_LAYOUTS = {"block": HUGGINGFACE, "stages": HUGGINGFACE_STAGES}
-EPS = ("layer_norm_eps", "embed_norm_eps")
 # What does not show in the weights, and is the same for all MiT.
 FAMILY = dict(num_attention_heads=[1, 2, 5, 8], strides=[4, 2, 2, 2])
 
@@ -88,9 +85,8 @@ def main(arguments: list[str]) -> None:
     if os.path.exists(args.output):
         raise InputError(f"{args.output} is already there: remove it, or choose another --output")
     mend_libai()
-    stored = read_weights(args.source)
-    key_format = find_format({key: value.shape for key, value in stored.items()}, args.source)
-    state = to_here(stored, key_format)
+    opened, key_format = open_in_any_format(args.source)
+    state = dict(opened.read())
     try:
         model = describe(args.source, args.config, state, key_format.eps)
         check(state, model.settings, args.source)
@@ -158,7 +154,7 @@ def describe(source: str, config: str | None, state: dict, eps: tuple | None) ->
             f"{source} does not say what model it is of: give the config of its training, "
             "--config configs/... or the config.yaml in its train.output_dir"
         )
-    model.settings |= dict(zip(EPS, eps or ()))
+    model.settings |= dict(zip(EPS_NAMES, eps or ()))
     count = model.settings["num_classes"]
     if len(model.classes) != count:
         model.classes = [f"LABEL_{index}" for index in range(count)]
@@ -175,13 +171,12 @@ def _config_of_training(source: str) -> str | None:
 
 def _from_config(file: str) -> Description:
     """From a config to run, or from one of configs/models, which says nothing of classes."""
-    if file.endswith(".py") and os.path.isfile(file) and "train" not in LazyConfig.load(file):
-        settings = OmegaConf.to_container(OmegaConf.create(dict(LazyConfig.load(file).cfg)))
-        settings.pop("pretrained_model_path", None)
-        return Description(settings)
+    if file.endswith(".py") and os.path.isfile(file):
+        config = LazyConfig.load(file)
+        if "train" not in config:
+            return Description(_settings(config.cfg))
     config = load_config(file)
-    settings = OmegaConf.to_container(config.model.cfg)
-    settings.pop("pretrained_model_path", None)
+    settings = _settings(config.model.cfg)
     dataset = config.dataloader.test[0].dataset
     classes, _ = classes_and_palette(dataset)
     for transform in dataset.transforms:
@@ -189,6 +184,13 @@ def _from_config(file: str) -> Description:
             mean, std = transform.get("mean", IMAGENET_MEAN), transform.get("std", IMAGENET_STD)
             return Description(settings, classes, image_processor(ARCHITECTURES[0], mean, std))
     return Description(settings, classes)
+
+
+def _settings(cfg) -> dict:
+    """A model's config without what is not the model's own."""
+    settings = OmegaConf.to_container(OmegaConf.create(cfg))
+    settings.pop("pretrained_model_path", None)
+    return settings
 
 
 def _from_huggingface(folder: str) -> Description:
@@ -255,10 +257,8 @@ def check_family(settings: dict) -> None:
 
 def check(state: dict, settings: dict, source: str) -> None:
     """Raises InputError unless the weights fill the model that is written down with them."""
-    one_rank = {
-        **train["dist"],
-        "pipeline_num_layers": 10_000,
-    }  # LiBai's default, without its warning
+    # LiBai's default number of layers, without its warning.
+    one_rank = {**train["dist"], "pipeline_num_layers": 10_000}
     dist.setup_dist_util(OmegaConf.create(one_rank))
     model = MODELS[architecture_of(state)]
     load_state(model(**model_arguments(model, settings)), lambda: LazyState.of(state), source)
@@ -266,11 +266,12 @@ def check(state: dict, settings: dict, source: str) -> None:
 
 def _tell_eps(settings: dict, target: str) -> None:
     fixed = {"huggingface": HUGGINGFACE, "official": OFFICIAL_SEGMENTATION}.get(target)
-    eps = tuple(settings[name] for name in EPS)
+    eps = tuple(settings[name] for name in EPS_NAMES)
     if fixed and eps != fixed.eps:
+        names = " and ".join(EPS_NAMES)
         print(
-            f"note: these weights were used with {' and '.join(EPS)} of {eps}; the code that reads "
-            f"{target} weights has {fixed.eps}. README.md says what that changes."
+            f"note: these weights were used with {names} of {eps}; the code that reads {target} "
+            f"weights has {fixed.eps}. README.md says what that changes."
         )
 
 
