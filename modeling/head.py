@@ -8,7 +8,11 @@ from projects.SegFormer.modeling.layers import (
     BatchNorm,
     ChannelDropout,
     Linear,
+    add_up,
     parameter,
+    sharded_sbp,
+    sum_gradients,
+    tensor_parallel,
     upsample_bilinear,
 )
 
@@ -18,9 +22,12 @@ class DecodeHead(nn.Module):
 
     Each map is projected to `embed_dim` channels, upsampled to the first map's size and fused by a
     1x1 convolution over their concatenation; batch norm, ReLU, channel dropout and a classifier
-    follow. Interpolation and 1x1 convolution commute, so each map is multiplied with its own slice
-    of the fuse weight at its own size, and the results are upsampled and added: the same sums,
-    without the concatenation and with a third of the products.
+    follow. All up to the batch norm is linear, and interpolation commutes with 1x1 convolution. So
+    the weight of each projection is multiplied with its slice of the fuse weight, each map with
+    that product at its own size, and the results are upsampled and added: the same sums, without
+    the concatenation and with less than a tenth of the products.
+
+    The tensor-parallel ranks share the channels from the fusion to the classifier, which adds up.
 
     Args:
         in_channels: channels of the maps, finest first.
@@ -43,12 +50,13 @@ class DecodeHead(nn.Module):
         self.linear_c = nn.ModuleList(
             [_Projection(channels, embed_dim, layer_idx) for channels in in_channels]
         )
+        split, join = (tensor_parallel(embed_dim, parallel) for parallel in ("col", "row"))
         self.linear_fuse = _PointwiseConv(
-            embed_dim * len(in_channels), embed_dim, layer_idx, bias=False
+            embed_dim * len(in_channels), embed_dim, layer_idx, split, bias=False
         )
         self.batch_norm = BatchNorm(embed_dim, layer_idx=layer_idx)
         self.dropout = ChannelDropout(dropout)
-        self.linear_pred = _PointwiseConv(embed_dim, num_classes, layer_idx)
+        self.linear_pred = _PointwiseConv(embed_dim, num_classes, layer_idx, join)
 
     def forward(self, features, noise=None):
         size = features[0].shape[1:3]
@@ -56,7 +64,7 @@ class DecodeHead(nn.Module):
         slices = flow.chunk(self.linear_fuse.matrix(), len(features), dim=0)[::-1]
         fused = None
         for feature, projection, weight in zip(features, self.linear_c, slices):
-            part = flow.matmul(projection(feature), weight)
+            part = projection(feature, weight)
             part = upsample_bilinear(part, size)
             fused = part if fused is None else fused + part
         x = F.relu(self.batch_norm(fused))
@@ -70,17 +78,28 @@ class _Projection(nn.Module):
         super().__init__()
         self.proj = Linear(in_channels, embed_dim, layer_idx=layer_idx)
 
-    def forward(self, x):
-        return self.proj(x)
+    def forward(self, x, fuse):
+        """This projection and then the product with `fuse` (embed_dim, out): (..., out)."""
+        weight = flow.matmul(self.proj.weight, fuse)
+        bias = flow.matmul(self.proj.bias.unsqueeze(0), fuse).squeeze(0)
+        return flow.matmul(sum_gradients(x), weight) + bias
 
 
 class _PointwiseConv(nn.Module):
     """A 1x1 convolution on channels-last maps. Weight (out, in, 1, 1), as in nn.Conv2d."""
 
-    def __init__(self, in_channels: int, out_channels: int, layer_idx: int, bias: bool = True):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        layer_idx: int,
+        parallel: str,
+        bias: bool = True,
+    ):
         super().__init__()
         self.in_features = in_channels
-        self.weight = parameter((out_channels, in_channels, 1, 1), layer_idx)
+        sbp = sharded_sbp(1 if parallel == "row" else 0, parallel)
+        self.weight = parameter((out_channels, in_channels, 1, 1), layer_idx, sbp)
         self.bias = parameter((out_channels,), layer_idx) if bias else None
 
     def matrix(self):
@@ -88,5 +107,5 @@ class _PointwiseConv(nn.Module):
         return self.weight.reshape(self.weight.shape[0], -1).transpose(0, 1)
 
     def forward(self, x):
-        x = flow.matmul(x, self.matrix())
+        x = add_up(flow.matmul(x, self.matrix()))
         return x if self.bias is None else x + self.bias

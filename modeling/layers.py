@@ -35,6 +35,58 @@ def batch_sbp() -> list:
     return dist.get_nd_sbp([flow.sbp.split(0), flow.sbp.broadcast])
 
 
+def sharded_sbp(axis: int, parallel: str) -> list:
+    """The sbp of a parameter: with "data" whole, else split over the tensor-parallel ranks."""
+    split = flow.sbp.broadcast if parallel == "data" else flow.sbp.split(axis)
+    return dist.get_nd_sbp([flow.sbp.broadcast, split])
+
+
+def add_up(x):
+    """A sum of which the tensor-parallel ranks hold parts, whole on each (Megatron's g)."""
+    if dist.get_tensor_parallel_size() == 1:
+        return x
+    return x.to_global(sbp=_whole_sbp(x))
+
+
+def gather(x):
+    """The last axis, of which the tensor-parallel ranks hold parts, whole on each."""
+    if dist.get_tensor_parallel_size() == 1:
+        return x
+    return _gather_first(_last_axis_first(x)).transpose(0, 1).reshape(x.shape)
+
+
+def _gather_first(x):
+    """The first axis whole on each rank.
+
+    Of any other axis OneFlow 0.9's graphs abort on a CPU. The sbp of the gradient is named, or they
+    choose one for which they redistribute a weight, and abort as well.
+    """
+    return x.to_global(sbp=_whole_sbp(x), grad_sbp=x.sbp)
+
+
+def _whole_sbp(x) -> tuple:
+    return (*x.sbp[:-1], flow.sbp.broadcast)
+
+
+def _last_axis_first(x):
+    """(..., C) -> (C, rows)."""
+    return x.reshape(-1, x.shape[-1]).transpose(0, 1)
+
+
+def sum_gradients(x):
+    """`x` before layers that are split over the tensor-parallel ranks.
+
+    Each rank finds the gradient that comes through its own part; x gets their sum (Megatron's f,
+    Shoeybi et al. 2019). Once for several layers of the same input: it is a message of x's size.
+    """
+    return x if dist.get_tensor_parallel_size() == 1 else x.to_global(grad_sbp=x.sbp)
+
+
+def tensor_parallel(count: int, parallel: str = "col") -> str:
+    """`parallel` when the tensor-parallel ranks can share `count` things equally, else "data"."""
+    return "data" if count % dist.get_tensor_parallel_size() else parallel
+
+
 def is_on_cpu(x: flow.Tensor) -> bool:
     return x.placement.type == "cpu"
 
@@ -62,8 +114,10 @@ def constant(values: np.ndarray, placement: flow.placement) -> flow.Tensor:
 class Linear(ParallelLinear):
     """LiBai's Linear: weight (in, out), and tensor parallel by column or by row.
 
-    LiBai's "data" mode splits the batch over the tensor-parallel ranks as well, which fails for a
-    batch smaller than their number. Here they compute the same, each with the whole weight.
+    "col" gives each tensor-parallel rank a part of the outputs, "row" takes such parts for inputs
+    and gives the whole sum. Before "col" belongs `sum_gradients`, which LiBai's Linear calls for
+    each layer by itself. LiBai's "data" mode splits the batch over the tensor-parallel ranks as
+    well, which fails for a batch smaller than their number; here all compute the same.
     """
 
     def __init__(
@@ -78,9 +132,42 @@ class Linear(ParallelLinear):
         )
 
     def forward(self, x):
-        if self.parallel != "data":
-            return ParallelLinear.forward(self, x)  # super() does not work in a graph
-        return flow.matmul(x, self.weight) + self.bias
+        x = flow.matmul(x, self.weight)
+        if self.parallel == "row":
+            x = add_up(x)
+        return x + self.bias
+
+
+class KeyValueLinear(Linear):
+    """Keys and values from the same tokens: weight (in, 2 * out), keys first.
+
+    With "col" each tensor-parallel rank computes both of its own heads. What it holds, though, is a
+    run of neighbouring columns: of two ranks one holds all keys, one all values. So the weight,
+    which is smaller than what is computed with it, is gathered and dealt out again in every step.
+
+    Shape: (..., in) -> two of (..., out).
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, *, layer_idx: int, parallel: str = "data"
+    ):
+        super().__init__(in_features, 2 * out_features, layer_idx=layer_idx, parallel=parallel)
+
+    def forward(self, x):
+        if self.parallel == "data":
+            return flow.chunk(flow.matmul(x, self.weight) + self.bias, 2, dim=-1)
+        weights, biases = _dealt_halves(self.weight), _dealt_halves(self.bias)
+        return [
+            flow._C.matmul(x, weight, False, True) + bias.reshape(-1)
+            for weight, bias in zip(weights, biases)
+        ]
+
+
+def _dealt_halves(tensor):
+    """The halves of the last axis as the first, each split over the tensor-parallel ranks."""
+    columns = _last_axis_first(tensor)  # (2 * out, in)
+    halves = flow.chunk(_gather_first(columns), 2, dim=0)
+    return [half.to_global(sbp=columns.sbp, grad_sbp=half.sbp) for half in halves]
 
 
 class LayerNorm(nn.Module):
@@ -167,8 +254,7 @@ class DepthwiseConv2d(nn.Module):
 
     def __init__(self, channels: int, *, layer_idx: int, parallel: str = "data"):
         super().__init__()
-        split = flow.sbp.split(0) if parallel == "col" else flow.sbp.broadcast
-        sbp = dist.get_nd_sbp([flow.sbp.broadcast, split])
+        sbp = sharded_sbp(0, parallel)
         self.weight = parameter((channels, 1, 3, 3), layer_idx, sbp)
         self.bias = parameter((channels,), layer_idx, sbp)
 
@@ -236,6 +322,8 @@ def _correlate(padded, taps, map_shape):
 class Conv2d(nn.Module):
     """Convolution with a stride: patch embedding and spatial reduction.
 
+    With `parallel="col"` the tensor-parallel ranks share the output channels and then gather them.
+
     Shape: (N, H, W, C_in) -> (N, H', W', C_out), H' = (H + 2 * padding - kernel_size) // stride +
         1.
     Weight (C_out, C_in, k, k), as in nn.Conv2d.
@@ -250,18 +338,23 @@ class Conv2d(nn.Module):
         padding: int = 0,
         *,
         layer_idx: int,
+        parallel: str = "data",
     ):
         super().__init__()
-        self.stride, self.padding = stride, padding
-        self.weight = parameter((out_channels, in_channels, kernel_size, kernel_size), layer_idx)
-        self.bias = parameter((out_channels,), layer_idx)
+        self.stride, self.padding, self.parallel = stride, padding, parallel
+        sbp = sharded_sbp(0, parallel)
+        shape = (out_channels, in_channels, kernel_size, kernel_size)
+        self.weight = parameter(shape, layer_idx, sbp)
+        self.bias = parameter((out_channels,), layer_idx, sbp)
 
     def forward(self, x):
         if is_on_cpu(x):
-            return block_conv2d(x, self.weight, self.stride, self.padding) + self.bias
-        x = x.permute(0, 3, 1, 2)
-        x = F.conv2d(x, self.weight, self.bias, stride=self.stride, padding=self.padding)
-        return x.permute(0, 2, 3, 1)
+            x = block_conv2d(x, self.weight, self.stride, self.padding) + self.bias
+        else:
+            x = x.permute(0, 3, 1, 2)
+            x = F.conv2d(x, self.weight, self.bias, stride=self.stride, padding=self.padding)
+            x = x.permute(0, 2, 3, 1)
+        return gather(x) if self.parallel == "col" else x
 
 
 def block_conv2d(x, weight, stride: int, padding: int):

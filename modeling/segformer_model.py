@@ -19,9 +19,12 @@ from projects.SegFormer.modeling.layers import (
     Conv2d,
     DepthwiseConv2d,
     DropPath,
+    KeyValueLinear,
     LayerNorm,
     Linear,
     batch_sbp,
+    sum_gradients,
+    tensor_parallel,
     upsample_bilinear,
 )
 
@@ -48,6 +51,9 @@ class PatchEmbed(nn.Module):
 class EfficientSelfAttention(nn.Module):
     """Self-attention whose keys and values are reduced in space by `sr_ratio` (paper equation 2).
 
+    The tensor-parallel ranks share the heads, where their number allows it, and the output channels
+    of the reduction.
+
     Shape: (N, H, W, C) -> (N, H, W, C).
     """
 
@@ -60,21 +66,27 @@ class EfficientSelfAttention(nn.Module):
             )
         self.num_heads, self.sr_ratio = num_heads, sr_ratio
         self.scale = (dim // num_heads) ** -0.5
-        self.q = Linear(dim, dim, layer_idx=layer_idx)
-        self.kv = Linear(dim, 2 * dim, layer_idx=layer_idx)
+        split, join = (tensor_parallel(num_heads, parallel) for parallel in ("col", "row"))
+        self.q = Linear(dim, dim, parallel=split, layer_idx=layer_idx)
+        self.kv = KeyValueLinear(dim, dim, parallel=split, layer_idx=layer_idx)
         if sr_ratio > 1:
-            self.sr = Conv2d(dim, dim, sr_ratio, sr_ratio, layer_idx=layer_idx)
+            self.sr = Conv2d(
+                *(dim, dim, sr_ratio, sr_ratio),
+                parallel=tensor_parallel(dim),
+                layer_idx=layer_idx,
+            )
             self.norm = LayerNorm(dim, norm_eps, layer_idx=layer_idx)
-        self.proj = Linear(dim, dim, layer_idx=layer_idx)
+        self.proj = Linear(dim, dim, parallel=join, layer_idx=layer_idx)
 
     def forward(self, x):
         n, height, width, dim = x.shape
-        reduced = self.norm(self.sr(x)) if self.sr_ratio > 1 else x
-        tokens = x.reshape(n, height * width, dim)
-        keys_values = self.kv(reduced.reshape(n, -1, dim))  # (N, M, 2C)
+        x = sum_gradients(x)  # of q and of sr, or of q and kv
+        tokens = reduced = x.reshape(n, height * width, dim)
+        if self.sr_ratio > 1:
+            reduced = self.norm(self.sr(x)).reshape(n, -1, dim)  # (N, M, C)
+            reduced = sum_gradients(reduced)
         query = self._split_heads(self.q(tokens))  # (N, heads, L, C / heads)
-        key = self._split_heads(keys_values.narrow(2, 0, dim))
-        value = self._split_heads(keys_values.narrow(2, dim, dim))
+        key, value = map(self._split_heads, self.kv(reduced))  # (N, heads, M, C / heads)
         scores = flow._C.matmul(query, key, False, True, self.scale)  # (N, heads, L, M)
         context = flow.matmul(flow.softmax(scores, dim=-1), value)
         context = context.permute(0, 2, 1, 3).reshape(n, height * width, dim)
@@ -112,6 +124,7 @@ class MixFFN(nn.Module):
         self.dense_4h_to_h = Linear(hidden_dim, dim, parallel="row", layer_idx=layer_idx)
 
     def forward(self, x):
+        x = sum_gradients(x)
         return self.dense_4h_to_h(F.gelu(self.dwconv(self.dense_h_to_4h(x))))
 
 
