@@ -42,7 +42,6 @@ def load_config(file: str, overrides: list[str] | None = None) -> DictConfig:
                 f"cannot read the override {override!r}: a list is [1,2], a text with signs is "
                 "'in quotes'"
             ) from error
-    config.train.dist.pipeline_num_layers = sum(config.model.cfg.depths)
     return config
 
 

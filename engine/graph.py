@@ -46,6 +46,10 @@ class SegformerGraph(nn.Graph):
             if activation_checkpoint:
                 self._checkpoint_blocks()
             if zero_optim:
+                if zero_stage not in (1, 2, 3):
+                    raise InputError(
+                        f"train.zero_optimization.stage={zero_stage}: ZeRO has stages 1, 2 and 3"
+                    )
                 self.config.enable_zero(True, stage=zero_stage)
             if dist.get_dist_util().is_pipeline_model_parallel():
                 model.set_pipeline_stage_id(self.model)

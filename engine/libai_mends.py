@@ -17,6 +17,7 @@ def mend_libai() -> None:
     libai.engine.default._compile_dependencies = lambda: None
     dist.ttol = _to_local
     dist.get_data_parallel_rank = _data_parallel_rank
+    dist._DistributeUtil._init_placement_group = _init_placement_group
     # Its trainer asks every step for gradient clipping, which the recipe does without.
     warnings.filterwarnings("ignore", message="To enable clip_grad")
 
@@ -42,3 +43,20 @@ def _data_parallel_rank() -> int:
     util = dist.get_dist_util()
     ranks_per_stage = util.world_size // util.pipeline_parallel_size
     return flow.env.get_rank() % ranks_per_stage // util.tensor_parallel_size
+
+
+_libai_init_placement_group = dist._DistributeUtil._init_placement_group
+
+
+def _init_placement_group(self, cfg):
+    """Stages as `custom_pipeline_stage_id` has them, later LiBai's name for each block's stage.
+
+    LiBai 0.1.1 gives all stages the same number of blocks, and fails where that does not divide.
+    """
+    stages = cfg.get("custom_pipeline_stage_id")
+    if stages is None:
+        _libai_init_placement_group(self, cfg)
+        return
+    size = self.world_size // self.pipeline_parallel_size
+    self._layer_stage_ids = list(stages)
+    self._layer_ranks = [list(range(stage * size, (stage + 1) * size)) for stage in stages]

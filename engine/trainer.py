@@ -14,6 +14,7 @@ from libai.utils.events import EventStorage
 from projects.SegFormer.dataset.build import data_parallel_place
 from projects.SegFormer.engine import hooks
 from projects.SegFormer.engine.checkpoint import Checkpointer, last_checkpoint
+from projects.SegFormer.engine.parallel import log_shares
 from projects.SegFormer.engine.writers import JsonWriter, LogWriter, TensorBoardWriter
 from projects.SegFormer.evaluation.evaluate import evaluate
 from projects.SegFormer.evaluation.mean_iou import format_table, write_json
@@ -37,13 +38,16 @@ class SegformerTrainer(DefaultTrainer):
     """
 
     def __init__(self, cfg):
-        if cfg.train.amp.enabled and not cfg.graph.enabled:
-            raise InputError(
-                "train.amp.enabled has no effect in eager mode: add graph.enabled=True, or leave it"
-            )
+        for setting in ("amp", "activation_checkpoint", "zero_optimization"):
+            if cfg.train[setting].enabled and not cfg.graph.enabled:
+                raise InputError(
+                    f"train.{setting}.enabled has no effect in eager mode: add graph.enabled=True, "
+                    "or leave it"
+                )
         self._resumed_from = last_checkpoint(cfg.train.output_dir) if cfg.train.resume else None
         cfg.train.start_iter = self._resumed_from[1] + 1 if self._resumed_from else 0
         super().__init__(cfg)
+        log_shares(cfg, self.model, self.optimizer)
 
     # --- building -------------------------------------------------------------------------------
 

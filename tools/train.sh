@@ -55,9 +55,9 @@ PY
     )
 fi
 
-# The launcher ends its ranks by process group, which fails unless it leads one, as it does not when
-# a script started this one: so the kernel ends each rank that outlives it.
-if setpriv --pdeathsig KILL true 2>/dev/null; then train=(setpriv --pdeathsig KILL "${train[@]}"); fi
-exec "$python" -m oneflow.distributed.launch --nproc_per_node "$gpus" --nnodes "$nodes" \
-    --node_rank "${NODE_RANK:-0}" --master_addr "${ADDR:-127.0.0.1}" --master_port "$port" \
-    --no_python "${train[@]}"
+# What all ranks would fail on is said once, before any starts.
+if [[ $script -ef "$root/tools/train_net.py" ]]; then
+    "$python" "$root/tools/check_ranks.py" $((nodes * gpus)) --config-file "$config" "$@"
+fi
+exec "$python" "$root/tools/launch.py" --ranks "$gpus" --nodes "$nodes" \
+    --node-rank "${NODE_RANK:-0}" --addr "${ADDR:-127.0.0.1}" --port "$port" "${train[@]}"

@@ -13,9 +13,11 @@ import numpy as np
 import oneflow as flow
 from libai.config import default_argument_parser
 from libai.engine import default_setup
+from omegaconf import DictConfig
 
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.engine.libai_mends import mend_libai
+from projects.SegFormer.engine.parallel import plan_ranks
 from projects.SegFormer.engine.trainer import SegformerTrainer
 from projects.SegFormer.modeling.errors import InputError
 
@@ -34,8 +36,7 @@ FAST_DEV_RUN = (
 
 def main(arguments: list[str]) -> None:
     args = parse(arguments)
-    overrides = [*args.opts, *(FAST_DEV_RUN if args.fast_dev_run else ())]
-    cfg = load_config(args.config_file, overrides)
+    cfg = configure(args, flow.env.get_world_size())
     mend_libai()
     try:
         default_setup(cfg, args)
@@ -57,6 +58,14 @@ def parse(arguments: list[str]):
     overrides = [word for word in arguments if "=" in word and not word.startswith("-")]
     options = [word for word in arguments if word not in overrides]
     return default_argument_parser().parse_args(options + overrides)
+
+
+def configure(args, processes: int) -> DictConfig:
+    """The config that the arguments describe, for this many processes. Raises InputError."""
+    overrides = [*args.opts, *(FAST_DEV_RUN if args.fast_dev_run else ())]
+    cfg = load_config(args.config_file, overrides)
+    plan_ranks(cfg, processes)
+    return cfg
 
 
 def evaluate_only(cfg) -> None:

@@ -30,11 +30,14 @@ train = dict(
     zero_optimization=dict(enabled=False, stage=1),
     nccl_fusion_threshold_mb=16,
     nccl_fusion_max_ops=24,
-    # pipeline_num_layers follows from the model's depths.
     dist=dict(
+        # 1 for all processes that the other two leave.
         data_parallel_size=1,
         tensor_parallel_size=1,
         pipeline_parallel_size=1,
+        # The stage of each block, as [0,0,0,1,1,1,1,1]; None for stages of nearly equal cost.
+        custom_pipeline_stage_id=None,
+        # Follows from the model's depths.
         pipeline_num_layers=None,
     ),
 )

@@ -1,0 +1,25 @@
+"""Can these arguments of train_net.py run on this many processes? tools/train.sh asks first.
+
+    python tools/check_ranks.py PROCESSES --config-file CONFIG [key=value ...]
+
+One process finds out in seconds, and says in one line, what all of them would fail on.
+"""
+
+import sys
+
+from projects.SegFormer.modeling.errors import InputError
+from projects.SegFormer.tools.train_net import configure, parse
+
+
+def main(arguments: list[str]) -> int:
+    """The exit code."""
+    try:
+        configure(parse(arguments[1:]), int(arguments[0]))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
