@@ -1,9 +1,12 @@
 """The static graph of a model, for training and evaluation."""
 
+from functools import partial
+
 import oneflow as flow
 from libai.utils import distributed as dist
 from oneflow import nn
-from oneflow.nn.graph import GraphModule
+from oneflow.nn.graph import GraphModule, GraphTensor
+from oneflow.nn.graph.graph_block import GraphBlockType
 
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.segformer_model import SegformerBlock
@@ -58,6 +61,25 @@ class SegformerGraph(nn.Graph):
         self.config.allow_fuse_cast_scale(True)
         flow.boxing.nccl.enable_use_compute_stream(True)
 
+    def _create_states_builder(self):
+        """On CPU ranks let the model read copies of its parameters.
+
+        OneFlow 0.9 keeps parameters in memory that a CPU rank cannot send: where another needs it,
+        as with ZeRO, the process aborts ("separated_header_mem_ptr() == nullptr"). The copy's
+        gradient has the parameter's split, so that nothing is sliced anew for the optimizer. It can
+        go when graphs on CPU ranks train with ZeRO without it.
+        """
+        super()._create_states_builder()
+        if flow.cuda.is_available() or flow.env.get_world_size() == 1:
+            return
+        builders = {
+            id(state.lazy_origin_builder()): state.lazy_origin_builder()
+            for state in self._state()
+            if state.to(GraphTensor).type == GraphBlockType.PARAMETER
+        }
+        for builder in builders.values():
+            builder.method = partial(_copy_of, builder.method)
+
     def build(self, **data):
         outputs = self.model(**data)
         if self.is_train:
@@ -75,3 +97,8 @@ class SegformerGraph(nn.Graph):
         for module in self.model.modules():
             if isinstance(module.to(nn.Module), SegformerBlock):
                 module.to(GraphModule).activation_checkpointing = True
+
+
+def _copy_of(parameter):
+    tensor = parameter()
+    return flow._C.identity(tensor).to_global(grad_sbp=tensor.sbp)

@@ -52,15 +52,6 @@ def gather(x):
     """The last axis, of which the tensor-parallel ranks hold parts, whole on each."""
     if dist.get_tensor_parallel_size() == 1:
         return x
-    return _gather_first(_last_axis_first(x)).transpose(0, 1).reshape(x.shape)
-
-
-def _gather_first(x):
-    """The first axis whole on each rank.
-
-    Of any other axis OneFlow 0.9's graphs abort on a CPU. The sbp of the gradient is named, or they
-    choose one for which they redistribute a weight, and abort as well.
-    """
     return x.to_global(sbp=_whole_sbp(x), grad_sbp=x.sbp)
 
 
@@ -68,18 +59,14 @@ def _whole_sbp(x) -> tuple:
     return (*x.sbp[:-1], flow.sbp.broadcast)
 
 
-def _last_axis_first(x):
-    """(..., C) -> (C, rows)."""
-    return x.reshape(-1, x.shape[-1]).transpose(0, 1)
-
-
 def sum_gradients(x):
-    """`x` before layers that are split over the tensor-parallel ranks.
+    """`x`, whose gradient becomes the sum of what the ranks find of it (Megatron's f).
 
-    Each rank finds the gradient that comes through its own part; x gets their sum (Megatron's f,
-    Shoeybi et al. 2019). Once for several layers of the same input: it is a message of x's size.
+    It belongs before layers that are split over the tensor-parallel ranks, once for all that have
+    the same input. Behind a weight that is rearranged before its use it keeps OneFlow 0.9's graphs
+    from summing only after the rearrangement, with a split that their slicing gets wrong.
     """
-    return x if dist.get_tensor_parallel_size() == 1 else x.to_global(grad_sbp=x.sbp)
+    return x if dist.get_world_size() == 1 else x.to_global(grad_sbp=x.sbp)
 
 
 def tensor_parallel(count: int, parallel: str = "col") -> str:
@@ -157,17 +144,13 @@ class KeyValueLinear(Linear):
         if self.parallel == "data":
             return flow.chunk(flow.matmul(x, self.weight) + self.bias, 2, dim=-1)
         weights, biases = _dealt_halves(self.weight), _dealt_halves(self.bias)
-        return [
-            flow._C.matmul(x, weight, False, True) + bias.reshape(-1)
-            for weight, bias in zip(weights, biases)
-        ]
+        return [flow.matmul(x, weight) + bias for weight, bias in zip(weights, biases)]
 
 
 def _dealt_halves(tensor):
-    """The halves of the last axis as the first, each split over the tensor-parallel ranks."""
-    columns = _last_axis_first(tensor)  # (2 * out, in)
-    halves = flow.chunk(_gather_first(columns), 2, dim=0)
-    return [half.to_global(sbp=columns.sbp, grad_sbp=half.sbp) for half in halves]
+    """The halves of the last axis, each split over the tensor-parallel ranks along that axis."""
+    halves = flow.chunk(gather(tensor), 2, dim=-1)
+    return [half.to_global(sbp=tensor.sbp, grad_sbp=half.sbp) for half in halves]
 
 
 class LayerNorm(nn.Module):
@@ -395,7 +378,7 @@ def block_conv2d(x, weight, stride: int, padding: int):
         weight = F.pad(weight, (lead, trail, lead, trail))
     weight = weight.reshape(out_channels, channels, blocks, stride, blocks, stride)
     weight = weight.permute(2, 4, 3, 5, 1, 0).reshape(-1, out_channels)  # (b*b * s*s * C, O)
-    return flow.matmul(x, weight)
+    return flow.matmul(x, sum_gradients(weight))
 
 
 def upsample_bilinear(x, size: tuple[int, int]):

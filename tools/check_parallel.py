@@ -30,6 +30,7 @@ from omegaconf import OmegaConf
 from projects.SegFormer.configs.models.classification.mit_cls_b0 import model as classification
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.engine.libai_mends import mend_libai
+from projects.SegFormer.engine.parallel import plan_ranks
 from projects.SegFormer.model_utils.model_weights import state_of, whole
 from projects.SegFormer.modeling.layers import batch_sbp
 
@@ -95,8 +96,9 @@ def row(folder: str, run: tuple, split: tuple) -> dict:
 
 
 def format_rows(rows: list[dict], with_heads: bool) -> str:
-    heads = ("task", "mode", "data x tensor x pipeline", "losses", "off", "weights off", "MB/rank")
-    widths = (15, 6, 25, 36, 9, 12, 8)
+    heads = ("task", "mode", "ranks", "data x tensor x pipeline", "losses", "off", "weights off")
+    heads += ("MB/rank",)
+    widths = (15, 6, 6, 25, 36, 7, 12, 8)
     lines = []
     if with_heads:
         lines.append("".join(f"{head:<{w}}" for head, w in zip(heads, widths)) + "s/step")
@@ -104,6 +106,7 @@ def format_rows(rows: list[dict], with_heads: bool) -> str:
         cells = (
             found["task"],
             found["mode"],
+            str(np.prod(found["split"])),
             " x ".join(map(str, found["split"])),
             " ".join(f"{loss:.4f}" for loss in found["losses"]),
             f"{found['losses_off']:.0e}",
@@ -132,6 +135,7 @@ def work(folder: str, split: tuple) -> None:
     )
     names = ("data_parallel_size", "tensor_parallel_size", "pipeline_parallel_size")
     config.train.dist.update(zip(names, split))
+    plan_ranks(config, int(np.prod(split)))
     config.train.num_accumulation_steps = 1
     config.train.scheduler.update(max_iter=4 * STEPS, warmup_iter=1)
     dist.setup_dist_util(config.train.dist)
