@@ -150,10 +150,11 @@ class OtherMachines:
 def wait(ranks: dict[int, subprocess.Popen], machines: OtherMachines) -> tuple[str, int]:
     """What ended the run, and the exit code: DONE and 0 when all ranks ended with 0."""
     while True:
-        codes = {rank: process.poll() for rank, process in ranks.items()}
-        failed = {rank: code for rank, code in codes.items() if code}
-        if failed:
+        codes = _codes(ranks)
+        if any(codes.values()):
             # A rank that is gone makes others abort within moments; it is the cause and not they.
+            time.sleep(0.5)
+            failed = {rank: code for rank, code in _codes(ranks).items() if code}
             rank = min(failed, key=lambda rank: (failed[rank] == -signal.SIGABRT, rank))
             code = failed[rank]
             news = f"rank {rank} ended " + (
@@ -167,6 +168,10 @@ def wait(ranks: dict[int, subprocess.Popen], machines: OtherMachines) -> tuple[s
         if None not in codes.values():
             return OtherMachines.DONE, 0
         time.sleep(0.2)
+
+
+def _codes(ranks: dict[int, subprocess.Popen]) -> dict[int, int | None]:
+    return {rank: process.poll() for rank, process in ranks.items()}
 
 
 def end(ranks: dict[int, subprocess.Popen]) -> None:
