@@ -184,7 +184,7 @@ def delayed(result: flow.Tensor) -> flow.Tensor:
 
 @pytest.fixture
 def run_ranks(start, tmp_path):
-    """Run a Python script on several processes of this machine, as OneFlow's launcher does."""
+    """Run a Python script on several ranks of this machine; its standard output."""
 
     def run(count: int, script: str, *arguments: str, timeout: float = 240) -> str:
         file = tmp_path / "on_every_rank.py"
@@ -193,11 +193,46 @@ def run_ranks(start, tmp_path):
             probe.bind(("", 0))
             port = str(probe.getsockname()[1])
         process = start(
-            *(sys.executable, "-m", "oneflow.distributed.launch", "--nproc_per_node", str(count)),
-            *("--master_port", port, str(file), *map(str, arguments)),
+            *(sys.executable, "tools/launch.py", "--ranks", str(count), "--port", port),
+            *(sys.executable, str(file), *map(str, arguments)),
         )
         stdout, stderr = process.communicate(timeout=timeout)
         assert process.returncode == 0, stderr
         return stdout
 
     return run
+
+
+# train.sh takes the Python that it finds.
+TRAIN_ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def train_sh(*arguments: str, timeout: float = 200, **environment: str) -> tuple[int, str, str]:
+    """Run tools/train.sh to its end: exit code, standard output, standard error."""
+    process = subprocess.Popen(
+        ["bash", "tools/train.sh", *arguments],
+        cwd=ROOT,
+        env=TRAIN_ENVIRONMENT | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        stdout, stderr = process.communicate(timeout=timeout)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, stdout, stderr
+
+
+def processes_with(word: str) -> list[int]:
+    """Processes that have `word` in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if word in path.read_text():
+                found.append(int(path.parent.name))
+        except OSError:  # it has ended
+            continue
+    return found

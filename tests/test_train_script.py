@@ -4,38 +4,21 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from conftest import CONFIG, ROOT, losses, training, wait_until
-
-# train.sh takes the Python that it finds.
-ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-
-
-def train_sh(*arguments: str, timeout: float = 200, **environment: str) -> tuple[int, str, str]:
-    """Run tools/train.sh to its end: exit code, standard output, standard error."""
-    process = subprocess.Popen(
-        ["bash", "tools/train.sh", *arguments],
-        cwd=ROOT,
-        env=ENVIRONMENT | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        stdout, stderr = process.communicate(timeout=timeout)
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    return process.returncode, stdout, stderr
+from conftest import (
+    CONFIG,
+    TRAIN_ENVIRONMENT,
+    losses,
+    processes_with,
+    train_sh,
+    training,
+    wait_until,
+)
 
 
 def overrides(folder_data: Path, output: Path, *more: str) -> list[str]:
@@ -44,18 +27,6 @@ def overrides(folder_data: Path, output: Path, *more: str) -> list[str]:
 
 def evaluation(output: Path) -> dict:
     return json.loads((output / "evaluation.json").read_text())
-
-
-def processes_with(word: str) -> list[int]:
-    """Processes that have `word` in their command line."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if word in path.read_text():
-                found.append(int(path.parent.name))
-        except OSError:  # it has ended
-            continue
-    return found
 
 
 @pytest.mark.parametrize(
@@ -124,9 +95,10 @@ def test_two_processes_resume(folder_data, two_processes, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_evaluate_every_image_once(folder_data, trained, tmp_path):
-    """Five images on two ranks: one rank has nothing to count in the last batch."""
-    more = ("train.dist.data_parallel_size=2", f"train.load_weight={trained}/model_final")
+@pytest.mark.parametrize("split", ["data", "tensor", "pipeline"])
+def test_two_processes_evaluate_every_image_once(folder_data, trained, tmp_path, split):
+    """Five images on two data ranks: one has nothing to count in the last batch."""
+    more = (f"train.dist.{split}_parallel_size=2", f"train.load_weight={trained}/model_final")
     code, _, stderr = train_sh(CONFIG, "2", "--eval-only", *overrides(folder_data, tmp_path, *more))
     assert code == 0, stderr
     assert evaluation(tmp_path) == evaluation(trained)
@@ -148,7 +120,7 @@ def test_interrupted_processes_leave_none_behind(folder_data, tmp_path, start):
     """Ctrl-C in a terminal reaches the whole process group."""
     more = ("train.train_iter=100000", "train.dist.data_parallel_size=2")
     command = overrides(folder_data, tmp_path, *more)
-    process = start("bash", "tools/train.sh", CONFIG, "2", *command, env=ENVIRONMENT)
+    process = start("bash", "tools/train.sh", CONFIG, "2", *command, env=TRAIN_ENVIRONMENT)
     reported = tmp_path / "metrics.json"
     wait_until(
         lambda: process.poll() is not None or reported.exists() and len(losses(tmp_path)) > 2
