@@ -9,6 +9,7 @@ a process group, does not say which rank failed, and does not learn what happens
 
 import argparse
 import ctypes
+import glob
 import os
 import signal
 import socket
@@ -79,14 +80,26 @@ def start(args: argparse.Namespace, rank: int, local_rank: int) -> subprocess.Po
         "RANK": str(rank),
         "LOCAL_RANK": str(local_rank),
     }
-    return subprocess.Popen(
-        args.command, env=os.environ | environment, preexec_fn=_die_with_launcher
-    )
+    cores = cores_of(local_rank % args.ranks, args.ranks)
+
+    def in_the_rank():
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # when the launcher is killed
+        os.sched_setaffinity(0, cores)
+
+    return subprocess.Popen(args.command, env=os.environ | environment, preexec_fn=in_the_rank)
 
 
-def _die_with_launcher() -> None:
-    """The kernel ends a rank whose launcher is killed."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def cores_of(local_rank: int, ranks: int) -> set[int]:
+    """The cores for one of so many ranks that compute on them.
+
+    Each has its own: OneFlow's threads wait by spinning, and two ranks that share their cores train
+    no faster than one. With a GPU, or more ranks than cores, each may use all.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < ranks or glob.glob("/dev/nvidia[0-9]*"):
+        return set(cores)
+    share = len(cores) // ranks
+    return set(cores[local_rank * share : (local_rank + 1) * share])
 
 
 class OtherMachines:
