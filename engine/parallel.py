@@ -6,7 +6,7 @@ from itertools import accumulate
 
 import oneflow as flow
 from libai.utils import distributed as dist
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from oneflow import nn
 
 from projects.SegFormer.modeling.errors import InputError
@@ -118,7 +118,9 @@ def _costs(config: DictConfig) -> list[int]:
 
 def _image_size(config: DictConfig) -> tuple[int, int]:
     """The size that the training transforms end in."""
-    for transform in reversed(config.dataloader.train.dataset.get("transforms", [])):
+    dataset = config.dataloader.train.dataset
+    dataset = dataset[0] if isinstance(dataset, ListConfig) else dataset
+    for transform in reversed(dataset.get("transforms", [])):
         if "size" in transform:
             size = transform.size
             return (size, size) if isinstance(size, int) else tuple(size)
@@ -173,7 +175,8 @@ def rank_bytes(
     From placements and sbp, so for any rank on every rank. ZeRO (Rajbhandari et al. 2020) shares
     out the optimizer state, from stage 2 the gradients and in stage 3 the parameters.
     """
-    moments = 2 if "betas" in optimizer.param_groups[0].options else 1
+    options = optimizer.param_groups[0].options
+    moments = 2 if "betas" in options else int(bool(options.get("momentum")))
     bytes_of = dict.fromkeys(("parameters", "gradients", "optimizer state"), 0)
     for parameter in model.parameters():
         if rank not in parameter.placement.ranks.flatten():

@@ -101,9 +101,9 @@ class EfficientSelfAttention(nn.Module):
 class DWConv(nn.Module):
     """The depthwise convolution of Mix-FFN, under the name it has in checkpoints."""
 
-    def __init__(self, channels, *, layer_idx):
+    def __init__(self, channels, *, layer_idx, parallel):
         super().__init__()
-        self.dwconv = DepthwiseConv2d(channels, layer_idx=layer_idx, parallel="col")
+        self.dwconv = DepthwiseConv2d(channels, layer_idx=layer_idx, parallel=parallel)
 
     def forward(self, x):
         return self.dwconv(x)
@@ -119,9 +119,10 @@ class MixFFN(nn.Module):
 
     def __init__(self, dim, hidden_dim, *, layer_idx):
         super().__init__()
-        self.dense_h_to_4h = Linear(dim, hidden_dim, parallel="col", layer_idx=layer_idx)
-        self.dwconv = DWConv(hidden_dim, layer_idx=layer_idx)
-        self.dense_4h_to_h = Linear(hidden_dim, dim, parallel="row", layer_idx=layer_idx)
+        split, join = (tensor_parallel(hidden_dim, parallel) for parallel in ("col", "row"))
+        self.dense_h_to_4h = Linear(dim, hidden_dim, parallel=split, layer_idx=layer_idx)
+        self.dwconv = DWConv(hidden_dim, parallel=split, layer_idx=layer_idx)
+        self.dense_4h_to_h = Linear(hidden_dim, dim, parallel=join, layer_idx=layer_idx)
 
     def forward(self, x):
         x = sum_gradients(x)

@@ -53,6 +53,22 @@ def test_several_machines_need_an_address():
     assert code == 2 and "ADDR" in stderr
 
 
+@pytest.mark.parametrize(
+    ("processes", "override", "words"),
+    [
+        ("3", "train.dist.tensor_parallel_size=2", "3 processes cannot be shared"),
+        ("9", "train.dist.pipeline_parallel_size=9", "more stages than the model has blocks, 8"),
+        ("2", "train.no_such_key=1", "no 'no_such_key' in train"),
+    ],
+)
+def test_what_all_ranks_would_fail_on_is_said_once(tmp_path, processes, override, words):
+    output = f"train.output_dir={tmp_path}/output"
+    code, stdout, stderr = train_sh(CONFIG, processes, output, override)
+    errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert code == 1 and len(errors) == 1 and words in errors[0]
+    assert not stdout and not list(tmp_path.iterdir())
+
+
 @pytest.fixture(scope="module")
 def two_processes(folder_data, tmp_path_factory) -> Path:
     """The output folder of a training on two processes, started in LiBai's form."""
@@ -80,6 +96,12 @@ def test_two_processes_train_as_one(folder_data, two_processes, tmp_path):
     assert list(one) == list(two) == [1, 2, 3, 4, 5, 6]
     assert one[6] < one[1] - 0.05
     np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=0, atol=1e-4)
+
+
+def test_log_says_who_holds_what(two_processes):
+    log = (two_processes / "log.txt").read_text()
+    assert "data 2 x tensor 1 x pipeline 1; share of the multiply-adds at 64x64" in log
+    assert "stage 0, ranks 0 to 1, blocks 0 to 3, 100%: parameters 0." in log
 
 
 @pytest.mark.slow
