@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -189,11 +188,8 @@ def run_ranks(start, tmp_path):
     def run(count: int, script: str, *arguments: str, timeout: float = 240) -> str:
         file = tmp_path / "on_every_rank.py"
         file.write_text(script)
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            port = str(probe.getsockname()[1])
         process = start(
-            *(sys.executable, "tools/launch.py", "--ranks", str(count), "--port", port),
+            *(sys.executable, "tools/launch.py", "--ranks", str(count)),
             *(sys.executable, str(file), *map(str, arguments)),
         )
         stdout, stderr = process.communicate(timeout=timeout)

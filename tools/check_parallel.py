@@ -11,7 +11,6 @@ the splits over two processes.
 import argparse
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -65,13 +64,10 @@ def main(arguments: list[str]) -> int:
 
 def run_ranks(split: tuple, folder: str) -> None:
     """Train under `split`, each rank a process; results go to `folder`."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port = str(probe.getsockname()[1])
     count = int(np.prod(split))
     worker = [sys.executable, os.path.abspath(__file__), "--worker", folder, *map(str, split)]
     launch = [sys.executable, os.path.join(os.path.dirname(__file__), "launch.py")]
-    launch += ["--ranks", str(count), "--port", port]
+    launch += ["--ranks", str(count)]
     environment = {"GLOG_minloglevel": "2", **os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*(launch if count > 1 else []), *worker], env=environment, check=True)
 

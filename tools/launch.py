@@ -1,6 +1,6 @@
 """Start a command on several ranks, and end all of them as soon as one fails.
 
-    python tools/launch.py --ranks 4 [--nodes 2 --node-rank 0 --addr HOST] --port PORT COMMAND ...
+    python tools/launch.py --ranks 4 [--nodes 2 --node-rank 0 --addr HOST --port PORT] COMMAND
 
 tools/train.sh calls it. Each rank gets the environment that OneFlow reads: MASTER_ADDR,
 MASTER_PORT, WORLD_SIZE, RANK, LOCAL_RANK. OneFlow's own launcher ends its ranks only where it leads
@@ -26,6 +26,7 @@ PR_SET_PDEATHSIG = 1
 def main(arguments: list[str]) -> int:
     """The exit code: 0 when all ranks end with 0."""
     args = _parser().parse_args(arguments)
+    args.port = args.port or free_port()
     if args.node_rank == 0:
         for port in range(args.port, args.port + (2 if args.nodes > 1 else 1)):
             if reason := why_taken(port):
@@ -50,6 +51,12 @@ def main(arguments: list[str]) -> int:
         return 130
     finally:
         end(ranks)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
 
 
 def why_taken(port: int) -> str | None:
@@ -213,7 +220,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--nodes", type=int, default=1, help="number of machines")
     parser.add_argument("--node-rank", type=int, default=0, help="which of them this is")
     parser.add_argument("--addr", default="127.0.0.1", help="address of the machine of rank 0")
-    parser.add_argument("--port", type=int, required=True, help="where rank 0 listens")
+    parser.add_argument("--port", type=int, help="where rank 0 listens; any that is free")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="what each rank runs")
     return parser
 

@@ -37,27 +37,13 @@ if ((nodes * gpus == 1)); then
     exec "${train[@]}"
 fi
 
-# LiBai's default port, or, when another training on this machine has it, any that is free.
-port=${PORT:-12345}
-if [[ -z ${PORT:-} && $nodes == 1 ]]; then
-    port=$("$python" - "$port" <<'PY'
-import socket, sys
-
-for port in (int(sys.argv[1]), 0):
-    with socket.socket() as probe:
-        try:
-            probe.bind(("", port))
-        except OSError:
-            continue
-        print(probe.getsockname()[1])
-        break
-PY
-    )
-fi
+# Several machines need a port that all know: LiBai's, unless PORT names one. One machine takes any.
+port=${PORT:-}
+if ((nodes > 1)); then port=${PORT:-12345}; fi
 
 # What all ranks would fail on is said once, before any starts.
 if [[ $script -ef "$root/tools/train_net.py" ]]; then
     "$python" "$root/tools/check_ranks.py" $((nodes * gpus)) --config-file "$config" "$@"
 fi
 exec "$python" "$root/tools/launch.py" --ranks "$gpus" --nodes "$nodes" \
-    --node-rank "${NODE_RANK:-0}" --addr "${ADDR:-127.0.0.1}" --port "$port" "${train[@]}"
+    --node-rank "${NODE_RANK:-0}" --addr "${ADDR:-127.0.0.1}" ${port:+--port "$port"} "${train[@]}"
