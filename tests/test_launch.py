@@ -13,7 +13,7 @@ from conftest import wait_until
 
 LAUNCH = (sys.executable, "tools/launch.py")
 # Rank 1 does what it is told, the others sleep.
-ONE_FAILS = 'if [ "$RANK" = 1 ]; then sleep 1; {}; fi; sleep 300.25'
+ONE_FAILS = 'if [ "$RANK" = 1 ]; then sleep 1; {}; fi; sleep {}'
 ENVIRONMENT = "$RANK $LOCAL_RANK $WORLD_SIZE $MASTER_ADDR $MASTER_PORT"
 
 
@@ -66,7 +66,7 @@ def test_all_ranks_end_before_the_launcher(start, port):
     ],
 )
 def test_one_rank_ends_all(start, port, how, code, words):
-    process = launch(start, port, ONE_FAILS.format(how).replace("300.25", f"301.{port}"))
+    process = launch(start, port, ONE_FAILS.format(how, f"301.{port}"))
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == code
     assert [line for line in stderr.splitlines() if words in line and line.startswith("launch:")]

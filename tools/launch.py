@@ -34,13 +34,15 @@ def main(arguments: list[str]) -> int:
                 return 2
     signal.signal(signal.SIGTERM, _interrupt)
     machines = OtherMachines(args)
+    # OneFlow takes all ranks of one address for one machine, and then wants their local ranks to
+    # differ: with two launches on one machine it would wait for ever.
+    first = args.node_rank * args.ranks
+    first_local = first if is_this_machine(args.addr) else 0
     ranks = {}
     try:
-        for local_rank in range(args.ranks):
-            rank = args.node_rank * args.ranks + local_rank
-            # OneFlow takes all ranks of one address for one machine, and then wants their local
-            # ranks to differ: with two launches on one machine it would wait for ever.
-            ranks[rank] = start(args, rank, rank if is_this_machine(args.addr) else local_rank)
+        for index in range(args.ranks):
+            cores = cores_of(index, args.ranks)
+            ranks[first + index] = start(args, first + index, first_local + index, cores)
         news, code = wait(ranks, machines)
         machines.tell(news)
         if code:
@@ -79,7 +81,9 @@ def is_this_machine(address: str) -> bool:
     return True
 
 
-def start(args: argparse.Namespace, rank: int, local_rank: int) -> subprocess.Popen:
+def start(
+    args: argparse.Namespace, rank: int, local_rank: int, cores: set[int]
+) -> subprocess.Popen:
     environment = {
         "MASTER_ADDR": args.addr,
         "MASTER_PORT": str(args.port),
@@ -87,7 +91,6 @@ def start(args: argparse.Namespace, rank: int, local_rank: int) -> subprocess.Po
         "RANK": str(rank),
         "LOCAL_RANK": str(local_rank),
     }
-    cores = cores_of(local_rank % args.ranks, args.ranks)
 
     def in_the_rank():
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # when the launcher is killed
@@ -96,7 +99,7 @@ def start(args: argparse.Namespace, rank: int, local_rank: int) -> subprocess.Po
     return subprocess.Popen(args.command, env=os.environ | environment, preexec_fn=in_the_rank)
 
 
-def cores_of(local_rank: int, ranks: int) -> set[int]:
+def cores_of(index: int, ranks: int) -> set[int]:
     """The cores for one of so many ranks that compute on them.
 
     Each has its own: OneFlow's threads wait by spinning, and two ranks that share their cores train
@@ -106,7 +109,7 @@ def cores_of(local_rank: int, ranks: int) -> set[int]:
     if len(cores) < ranks or glob.glob("/dev/nvidia[0-9]*"):
         return set(cores)
     share = len(cores) // ranks
-    return set(cores[local_rank * share : (local_rank + 1) * share])
+    return set(cores[index * share : (index + 1) * share])
 
 
 class OtherMachines:
