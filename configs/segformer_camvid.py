@@ -13,6 +13,7 @@ from projects.SegFormer.modeling.segformer_loadmodel import (
 )
 
 from .common.graph import graph
+from .common.inference import inference
 from .common.optim import optim
 from .common.train import train
 from .data.camvid import data, dataloader
@@ -25,9 +26,9 @@ optim.params.head_lr_multiplier = 1.0
 
 train.output_dir = "output/segformer_camvid"
 train.global_batch_size = 4
-train.train_iter = 600
+train.train_iter = 1_500
 train.warmup_ratio = 0.05
-train.checkpointer.period = 200
-train.evaluation.eval_period = 200
+train.checkpointer.period = 500
+train.evaluation.eval_period = 500
 
 model = LazyCall(SegformerSegmentationLoadImageNetPretrain)(cfg=cfg)

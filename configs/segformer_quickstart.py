@@ -13,6 +13,7 @@ from projects.SegFormer.modeling.segformer_loadmodel import (
 )
 
 from .common.graph import graph
+from .common.inference import inference
 from .common.optim import optim
 from .common.train import train
 from .data.street_scenes import data, dataloader

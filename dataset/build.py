@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -10,33 +10,45 @@ import oneflow as flow
 from libai.data.structures import DistTensorData, Instance
 from libai.utils import distributed as dist
 
-from projects.SegFormer.dataset.sampler import EvaluationSampler, InfiniteSampler
+from projects.SegFormer.dataset.classification import ClassificationFolder
+from projects.SegFormer.dataset.mixing import Mixing
+from projects.SegFormer.dataset.sampler import Draw, EvaluationSampler, InfiniteSampler
 from projects.SegFormer.dataset.segmentation import SegmentationDataset
 from projects.SegFormer.modeling.errors import InputError
 
+Dataset = SegmentationDataset | ClassificationFolder
+Sample = tuple[np.ndarray, np.ndarray | int]  # image (3, H, W), label map (H, W) or class index
 
-class SegmentationLoader:
+
+class Loader:
     """The batches of a sampler, read ahead by `num_workers` threads; by none if that is 0.
+
+    A batch of LiBai's holds `images`, float32 (N, 3, H, W), and `labels`: int64 (N, H, W) of label
+    maps, int64 (N,) of class indices, float32 (N, classes) after `mixing`. Images go to the first
+    stage of a pipeline, labels to the last.
 
     Threads, and not the worker processes of OneFlow's DataLoader: Pillow, OpenCV and NumPy run
     beside each other and beside OneFlow's computation, nothing is copied from process to process,
     and an error arrives as it was raised. Besides, OneFlow 0.9.0 crashes if a tensor that came from
     a worker process is freed while a Python exception is on its way.
 
-    LiBai's trainer looks for the attributes `dataset` and `mixup_func`.
+    LiBai's trainer looks for the attributes `dataset` and `mixup_func`; the latter does not know
+    which samples it is given, so that `mixing`, which has to, comes before.
     """
 
     def __init__(
         self,
-        dataset: SegmentationDataset,
+        dataset: Dataset,
         sampler: InfiniteSampler | EvaluationSampler,
         num_workers: int,
         mixup_func: Callable | None = None,
+        mixing: Mixing | None = None,
     ):
         self.dataset = dataset
         self.sampler = sampler
         self.num_workers = num_workers
         self.mixup_func = mixup_func
+        self.mixing = mixing
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -44,24 +56,35 @@ class SegmentationLoader:
     def __iter__(self) -> Iterator[Instance]:
         if self.num_workers == 0:
             for draws in self.sampler:
-                yield collate([self.dataset[draw] for draw in draws])
+                yield _to_instance(*self._batch(draws, [self.dataset[draw] for draw in draws]))
             return
         cv2.setNumThreads(0)  # the workers are the parallelism; OpenCV's threads would compete
         pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="loader")
         try:
             ahead = deque()
             for draws in self.sampler:
-                ahead.append([pool.submit(self.dataset.__getitem__, draw) for draw in draws])
+                futures = [pool.submit(self.dataset.__getitem__, draw) for draw in draws]
+                # Behind its samples in the queue, so it never waits for one that is not begun.
+                ahead.append(pool.submit(self._finish, draws, futures))
                 if len(ahead) > self.num_workers:
-                    yield collate([future.result() for future in ahead.popleft()])
+                    yield _to_instance(*ahead.popleft().result())
             while ahead:
-                yield collate([future.result() for future in ahead.popleft()])
+                yield _to_instance(*ahead.popleft().result())
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
+    def _finish(self, draws: list[Draw], futures: list[Future]) -> tuple[np.ndarray, np.ndarray]:
+        return self._batch(draws, [future.result() for future in futures])
+
+    def _batch(self, draws: list[Draw], samples: list[Sample]) -> tuple[np.ndarray, np.ndarray]:
+        images, labels = collate(samples)
+        if self.mixing is None:
+            return images, labels
+        return self.mixing(images, labels, [draw.position for draw in draws])
+
 
 def build_train_loader(
-    dataset: SegmentationDataset | Sequence[SegmentationDataset],
+    dataset: Dataset | Sequence[Dataset],
     train_batch_size: int,
     test_batch_size: int | None = None,
     num_accumulation_steps: int = 1,
@@ -69,7 +92,9 @@ def build_train_loader(
     seed: int = 0,
     consumed_samples: int = 0,
     mixup_func: Callable | None = None,
-) -> tuple[SegmentationLoader, None, None]:
+    mixing: Mixing | None = None,
+    repeated_augmentation: int = 1,
+) -> tuple[Loader, None, None]:
     """An endless loader of this rank's share; the three loaders of LiBai's contract.
 
     Args:
@@ -81,9 +106,11 @@ def build_train_loader(
         seed: of the order of the samples.
         consumed_samples: samples that all ranks together have trained on so far.
         mixup_func: the trainer looks for it on the loader.
+        mixing: of class labels, see `Mixing`.
+        repeated_augmentation: how often an epoch holds each sample in it, see `InfiniteSampler`.
 
     Raises:
-        InputError: the batch does not divide into its micro-batches.
+        InputError: the batch does not divide into its micro-batches, or a number below 1.
     """
     dataset = _single(dataset)
     micro_batch_size, rest = divmod(train_batch_size, num_accumulation_steps)
@@ -92,19 +119,31 @@ def build_train_loader(
             f"train_batch_size {train_batch_size} does not divide into {num_accumulation_steps} "
             "equal micro-batches (num_accumulation_steps)"
         )
+    if repeated_augmentation < 1:
+        raise InputError(
+            f"dataloader.train.repeated_augmentation={repeated_augmentation}: expected a whole "
+            "number, 1 for every sample once an epoch, 3 as in DeiT"
+        )
     rank, size = data_parallel_place()
     sampler = InfiniteSampler(
-        len(dataset), micro_batch_size, num_accumulation_steps, rank, size, seed, consumed_samples
+        len(dataset),
+        micro_batch_size,
+        num_accumulation_steps,
+        rank,
+        size,
+        seed,
+        consumed_samples,
+        repeated_augmentation,
     )
-    return SegmentationLoader(dataset, sampler, num_workers, mixup_func), None, None
+    return Loader(dataset, sampler, num_workers, mixup_func, mixing), None, None
 
 
 def build_test_loader(
-    dataset: SegmentationDataset | Sequence[SegmentationDataset],
+    dataset: Dataset | Sequence[Dataset],
     test_batch_size: int,
     num_workers: int = 2,
     seed: int = 0,
-) -> SegmentationLoader:
+) -> Loader:
     """A loader of this rank's share of the data set, in order, each sample once over all ranks.
 
     Args:
@@ -114,7 +153,7 @@ def build_test_loader(
     """
     dataset = _single(dataset)
     sampler = EvaluationSampler(len(dataset), test_batch_size, *data_parallel_place())
-    return SegmentationLoader(dataset, sampler, num_workers)
+    return Loader(dataset, sampler, num_workers)
 
 
 def data_parallel_place() -> tuple[int, int]:
@@ -122,18 +161,20 @@ def data_parallel_place() -> tuple[int, int]:
     return dist.get_data_parallel_rank(), dist.get_data_parallel_size()
 
 
-def collate(samples: list[tuple[np.ndarray, np.ndarray]]) -> Instance:
-    """Samples to a batch of LiBai's: `images` float32 (N, 3, H, W), `labels` int64 (N, H, W).
-
-    Images go to the first stage of a pipeline, labels to the last; they may differ in size.
+def collate(samples: list[Sample]) -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, 3, H, W) and labels, int64 (N, H, W) or (N,); the two may differ in size.
 
     Raises:
         InputError: the samples differ in size.
     """
-    images, labels = (_stack(list(arrays)) for arrays in zip(*samples))
+    images, labels = (_stack([*map(np.asarray, arrays)]) for arrays in zip(*samples, strict=True))
+    return images, labels.astype(np.int64)
+
+
+def _to_instance(images: np.ndarray, labels: np.ndarray) -> Instance:
     return Instance(
         images=DistTensorData(flow.from_numpy(images)),
-        labels=DistTensorData(flow.from_numpy(labels.astype(np.int64)), placement_idx=-1),
+        labels=DistTensorData(flow.from_numpy(labels), placement_idx=-1),
     )
 
 
@@ -148,9 +189,7 @@ def _stack(arrays: list[np.ndarray]) -> np.ndarray:
     return np.stack(arrays)
 
 
-def _single(
-    dataset: SegmentationDataset | Sequence[SegmentationDataset],
-) -> SegmentationDataset:
+def _single(dataset: Dataset | Sequence[Dataset]) -> Dataset:
     # LiBai's own builders take a list, and a config may hold one as OmegaConf's ListConfig.
     if not isinstance(dataset, Sequence):
         return dataset

@@ -5,7 +5,7 @@ one after the other. A rank picks its share by position, so that neither the num
 interruption changes what a training step sees.
 """
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -34,6 +34,9 @@ class InfiniteSampler:
     Args:
         micro_batch_size: samples per rank and forward pass.
         consumed_samples: the position to start at: samples that all ranks together have trained on.
+        repeats: how often an epoch, as long as ever, holds each sample that is in it: repeated
+            augmentation (Berman et al. 2019). Two samples take turns, a b a b a b, so that they are
+            near each other and neighbours differ.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class InfiniteSampler:
         data_parallel_size: int = 1,
         seed: int = 0,
         consumed_samples: int = 0,
+        repeats: int = 1,
     ):
         self.dataset_size = dataset_size
         self.micro_batch_size = micro_batch_size
@@ -53,6 +57,7 @@ class InfiniteSampler:
         self.data_parallel_size = data_parallel_size
         self.seed = seed
         self.consumed_samples = consumed_samples
+        self.repeats = repeats
 
     def __iter__(self) -> Iterator[list[Draw]]:
         step = self.micro_batch_size * self.data_parallel_size
@@ -68,6 +73,7 @@ class InfiniteSampler:
     def _draw(self, position: int) -> Draw:
         epoch, place = divmod(position, self.dataset_size)
         order = _permutation(self.dataset_size, self.seed, epoch)
+        place = place // (2 * self.repeats) * 2 + place % 2
         return Draw(int(order[place]), position)
 
 
@@ -75,7 +81,8 @@ class EvaluationSampler:
     """Batches of `Draw`s that hold every sample of the data set once, over all ranks.
 
     Every rank gets the same number of batches of `micro_batch_size`; what is missing at the end are
-    `Draw`s of sample 0 that are not `valid`.
+    `Draw`s that are not `valid`. All ranks compute one batch together, so after `group` their
+    samples of one batch are of one group, and what is missing at a group's end is filled up.
     """
 
     def __init__(
@@ -89,20 +96,28 @@ class EvaluationSampler:
         self.micro_batch_size = micro_batch_size
         self.data_parallel_rank = data_parallel_rank
         self.data_parallel_size = data_parallel_size
+        self.group([0] * dataset_size)
+
+    def group(self, keys: Sequence[Hashable]) -> None:
+        """Batch together only samples of equal key; one key a sample, in order."""
+        members = {}
+        for index, key in enumerate(keys):
+            members.setdefault(key, []).append(index)
+        step = self.micro_batch_size * self.data_parallel_size
+        self._draws = []
+        for indices in members.values():
+            self._draws += [Draw(index, index) for index in indices]
+            filler = Draw(indices[0], indices[0], valid=False)
+            self._draws += [filler] * (-len(indices) % step)
 
     def __len__(self) -> int:
-        return -(-self.dataset_size // (self.micro_batch_size * self.data_parallel_size))
+        return len(self._draws) // (self.micro_batch_size * self.data_parallel_size)
 
     def __iter__(self) -> Iterator[list[Draw]]:
         for batch in range(len(self)):
             block = batch * self.data_parallel_size + self.data_parallel_rank
             start = block * self.micro_batch_size
-            yield [self._draw(start + j) for j in range(self.micro_batch_size)]
-
-    def _draw(self, position: int) -> Draw:
-        if position < self.dataset_size:
-            return Draw(position, position)
-        return Draw(0, position, valid=False)
+            yield self._draws[start : start + self.micro_batch_size]
 
 
 @lru_cache(maxsize=2)

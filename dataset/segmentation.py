@@ -12,6 +12,8 @@ from projects.SegFormer.dataset.sampler import Draw
 from projects.SegFormer.dataset.transforms import IGNORE_INDEX, Compose, Transform
 from projects.SegFormer.modeling.errors import InputError
 
+UNKNOWN = 254  # neither a class nor ignored: `SegmentationDataset.load` refuses it
+
 
 class SegmentationDataset:
     """Pairs of an image file and a label file.
@@ -28,7 +30,16 @@ class SegmentationDataset:
         transforms: applied one after the other; see `transforms.py`.
         seed: of the augmentation. With the position in the stream of samples it decides all random
             choices: not the worker, the rank or an interruption.
+
+    Class attributes, for data sets of one known set of classes:
+        SPLITS: names of the splits.
+        RESULT_VALUES: see `result_values`; None where the class indices are what is handed in.
+        categories: the category of each class, for a score that only asks for the category.
     """
+
+    SPLITS: tuple[str, ...] = ()
+    RESULT_VALUES: np.ndarray | None = None
+    categories: tuple[str, ...] | None = None
 
     def __init__(
         self,
@@ -59,6 +70,14 @@ class SegmentationDataset:
             raise InputError(
                 f"palette: {len(self.palette)} colours for {len(self.classes)} classes; "
                 "give one RGB triple per class"
+            )
+
+    @classmethod
+    def check_split(cls, split: str) -> None:
+        """Raises InputError for a split that the data set does not have."""
+        if split not in cls.SPLITS:
+            raise InputError(
+                f"{cls.__name__} split {split!r}: expected one of {', '.join(cls.SPLITS)}"
             )
 
     def __len__(self) -> int:
@@ -92,7 +111,7 @@ class SegmentationDataset:
         if self.labels is None:
             return image, None
         path = self.labels[index]
-        values = read_label(path)
+        values = self.read_label_file(path)
         if values.shape != image.shape[:2]:
             raise InputError(
                 f"{path}: the label is {_size(values)} but its image {self.images[index]} is "
@@ -103,11 +122,32 @@ class SegmentationDataset:
         unknown = (label >= len(self.classes)) & (label != IGNORE_INDEX)
         if unknown.any():
             found = ", ".join(str(value) for value in np.unique(values[unknown]))
+            ignored = f" and is not {IGNORE_INDEX}, to be ignored" if table is None else ""
             raise InputError(
-                f"{path}: label value {found} stands for none of the {len(self.classes)} classes "
-                f"and is not {IGNORE_INDEX}, to be ignored; correct the label or the classes"
+                f"{path}: label value {found} stands for none of the {len(self.classes)} classes"
+                f"{ignored}; correct the label or the classes"
             )
         return image, label
+
+    @property
+    def result_values(self) -> np.ndarray:
+        """The value that stands for each class in a result PNG, uint8 (classes,).
+
+        A benchmark's server wants the values of its label files, which need not be the indices.
+        """
+        if self.RESULT_VALUES is None:
+            return np.arange(len(self.classes), dtype=np.uint8)
+        return self.RESULT_VALUES
+
+    def read_label_file(self, path: Path) -> np.ndarray:
+        """The values of a label file as they are stored, uint8 (H, W).
+
+        For subclasses whose labels are no image files.
+
+        Raises:
+            InputError: see `read_label`.
+        """
+        return read_label(path)
 
     def label_table(self, path: Path) -> np.ndarray | None:
         """The class index of each of the 256 values that the file may hold, uint8 (256,).
@@ -126,7 +166,7 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         InputError: the file is missing, damaged, cut short or not an image.
     """
-    data = _read_bytes(path)
+    data = read_bytes(path)
     try:
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -144,7 +184,7 @@ def read_label(path: Path) -> np.ndarray:
         InputError: the file is missing, damaged or cut short, has several channels, or values that
             do not fit in 8 bits.
     """
-    data = _read_bytes(path)
+    data = read_bytes(path)
     try:
         # Pillow, because OpenCV expands a palette into colours.
         with Image.open(io.BytesIO(data)) as file:
@@ -162,6 +202,59 @@ def read_label(path: Path) -> np.ndarray:
             f"{path}: label values from {values.min()} to {values.max()}; expected 0 to 255"
         )
     return values.astype(np.uint8)
+
+
+def index_table(values: Sequence[int], ignored: Sequence[int]) -> np.ndarray:
+    """What `SegmentationDataset.label_table` gives, from the value of each class, in their order.
+
+    The values in `ignored` become IGNORE_INDEX, all others UNKNOWN.
+    """
+    table = np.full(256, UNKNOWN, np.uint8)
+    table[list(ignored)] = IGNORE_INDEX
+    table[list(values)] = np.arange(len(values))
+    return table
+
+
+def find_files(folder: Path, suffix: str, depth: int = 0) -> dict[str, Path]:
+    """Files in the folder, or `depth` folders below, by relative path without the suffix."""
+    pattern = "*/" * depth + f"[!.]*{suffix}"  # no dot: macOS leaves ._name.png behind
+    return {
+        path.relative_to(folder).as_posix().removesuffix(suffix): path
+        for path in folder.glob(pattern)
+    }
+
+
+def read_names(path: Path) -> list[str]:
+    """The names in a list file of a split: of each line, the first file name without its suffix.
+
+    Raises:
+        InputError: the file is missing, is no text or has no names.
+    """
+    try:
+        lines = [line.split() for line in read_bytes(path).decode().splitlines()]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a text file; expected one image name a line") from error
+    names = [Path(words[0]).stem for words in lines if words]
+    if not names:
+        raise InputError(f"{path}: the list is empty; expected one image name a line")
+    return names
+
+
+def pick_files(
+    names: Sequence[str], found: Mapping[str, Path], source: Path | str, expected: str
+) -> list[Path]:
+    """The file of each name in the list `source`; `expected` says where they should be.
+
+    Raises:
+        InputError: a name has no file.
+    """
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise InputError(
+            f"{source}: {len(missing)} of {len(names)} names have no {expected}, the first is "
+            f"{missing[0]!r}; add what is missing or take the names out"
+        )
+    return [found[name] for name in names]
 
 
 def pair_files(
@@ -184,7 +277,8 @@ def pair_files(
     return [images[key] for key in keys], [labels[key] for key in keys]
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """Raises InputError for a file that is missing or may not be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:

@@ -63,7 +63,7 @@ class Resize:
         self.resize_label = resize_label
 
     def __call__(self, image: Image, label: Label, rng: Rng) -> Sample:
-        height, width = self._target(*image.shape[:2])
+        height, width = self.target_size(*image.shape[:2])
         if (height, width) != image.shape[:2]:
             image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
         if label is not None and self.resize_label and (height, width) != label.shape:
@@ -72,7 +72,8 @@ class Resize:
             label = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
         return image, label
 
-    def _target(self, height: int, width: int) -> tuple[int, int]:
+    def target_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) that an image of this height and width gets."""
         target = self.size
         if self.keep_ratio:
             scale = min(

@@ -1,7 +1,8 @@
 """Checkpoints that are whole or not there, and the way back from them.
 
 A checkpoint is a folder of LiBai's form: `model`, `optimizer` (or `graph`) and `lr_scheduler`, each
-written by `flow.save`, and `checkpoint.json` with the iteration and the size of every file.
+written by `flow.save`, and `checkpoint.json` with the iteration and the size of every file. With
+train.ema it holds the averaged weights too, as `ema`.
 """
 
 import json
@@ -23,6 +24,7 @@ from projects.SegFormer.modeling.errors import InputError
 logger = logging.getLogger("libai." + __name__)
 
 RECORD = "checkpoint.json"
+AVERAGE = "ema"  # may be in a checkpoint or not, as train.ema.enabled was when it was saved
 
 
 class Checkpointer(LiBaiCheckpointer):
@@ -80,10 +82,17 @@ class Checkpointer(LiBaiCheckpointer):
         logger.info(f"Saved checkpoint {folder / name}")
 
     def load_training_state(self, path: str) -> None:
-        """Take model, optimizer and schedule from the checkpoint at `path`."""
+        """Take model, optimizer, schedule and averaged weights from the checkpoint at `path`."""
         logger.info(f"Resuming from {path}")
         load_state(self.model, lambda: open_weights(os.path.join(path, "model")), path)
+        has_average = os.path.isdir(os.path.join(path, AVERAGE))
+        if has_average and AVERAGE not in self.checkpointables:
+            logger.warning(f"{path}: train.ema.enabled is False: its averaged weights are left out")
         for key, target in self.checkpointables.items():
+            if key == AVERAGE and not has_average:
+                logger.warning(f"{path} has no averaged weights: they start from its weights")
+                target.restart()
+                continue
             target.load_state_dict(_map_tensors(_load(os.path.join(path, key)), _everywhere))
 
 

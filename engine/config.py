@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 
 import yaml
 from libai.config import LazyConfig
@@ -14,9 +15,11 @@ def load_config(file: str, overrides: list[str] | None = None) -> DictConfig:
     """The config in `file`, with `overrides` of the form "key.subkey=value" applied.
 
     `cfg` in the file is the model's config: "cfg.num_classes=3" is "model.cfg.num_classes=3".
+    `model_size=b3` picks one of the sizes that the file has.
 
     Raises:
-        InputError: no such file, not a config, or a key that is not there (nearest names are told).
+        InputError: no such file, not a config, no such model size, or a key that is not there
+            (nearest names are told).
     """
     if not os.path.isfile(file):
         raise InputError(f"no config file {file}")
@@ -30,7 +33,7 @@ def load_config(file: str, overrides: list[str] | None = None) -> DictConfig:
     if "cfg" in config:  # edits of it in the file count, also those after `model` was made
         config.model.cfg = config.pop("cfg")
     overrides = [
-        "model." + override if override.startswith("cfg.") else override
+        re.sub(r"^model_size=", "model_size.name=", re.sub(r"^cfg\.", "model.cfg.", override))
         for override in overrides or []
     ]
     for override in overrides:
@@ -42,6 +45,9 @@ def load_config(file: str, overrides: list[str] | None = None) -> DictConfig:
                 f"cannot read the override {override!r}: a list is [1,2], a text with signs is "
                 "'in quotes'"
             ) from error
+    sizes = config.get("model_size")
+    if sizes and sizes.name not in sizes.choices:
+        raise InputError(f"model_size={sizes.name}: expected one of {', '.join(sizes.choices)}")
     return config
 
 

@@ -8,6 +8,7 @@ from oneflow import nn
 from oneflow.nn.graph import GraphModule, GraphTensor
 from oneflow.nn.graph.graph_block import GraphBlockType
 
+from projects.SegFormer.engine.optim import clip_gradients, gradient_limit
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.segformer_model import SegformerBlock
 
@@ -36,8 +37,10 @@ class SegformerGraph(nn.Graph):
         self.is_train = is_train
         if is_train:
             self.add_optimizer(optimizer, lr_sch=lr_scheduler)
+            # Gradients are the sum over the micro-batches there; the mean is taken later.
+            self._clip = partial(clip_gradients, optimizer, scale=grad_acc_steps)
             if fp16:
-                self._enable_mixed_precision()
+                self._enable_mixed_precision(optimizer)
             if grad_acc_steps > 1:
                 self.config.set_gradient_accumulation_steps(grad_acc_steps)
                 if not fp16:
@@ -84,9 +87,16 @@ class SegformerGraph(nn.Graph):
         outputs = self.model(**data)
         if self.is_train:
             sum(outputs.values()).backward()
+            self._clip()
         return outputs
 
-    def _enable_mixed_precision(self):
+    def _enable_mixed_precision(self, optimizer):
+        if gradient_limit(optimizer) is not None:
+            # The gradients are still scaled where they are clipped, and squared they overflow.
+            raise InputError(
+                "optim.params.clip_grad_norm does not go with train.amp.enabled=True: set it to "
+                "null, or mixed precision to False"
+            )
         if not flow.cuda.is_available():
             raise InputError("train.amp.enabled: mixed precision needs a GPU; set it to False")
         self.config.enable_amp(True)

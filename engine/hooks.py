@@ -15,6 +15,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from projects.SegFormer.engine.checkpoint import Checkpointer, read_record
+from projects.SegFormer.engine.ema import WeightAverage
 
 logger = logging.getLogger("libai." + __name__)
 
@@ -84,6 +85,20 @@ class BestCheckpointer(HookBase):
             self.checkpointer.save(BEST, self.trainer.iter, **{self.metric: value})
         except OSError as error:
             logger.error(f"could not save {BEST}: {error}")
+
+
+class UpdateAverage(HookBase):
+    """Takes the weights into their average after every step, which has `step_length` iterations.
+
+    It goes before the hooks that evaluate or save.
+    """
+
+    def __init__(self, average: WeightAverage, step_length: int):
+        self.average, self.step_length = average, step_length
+
+    def after_step(self):
+        if (self.trainer.iter + 1) % self.step_length == 0:
+            self.average.update()
 
 
 class StopOnSignal(HookBase):

@@ -2,6 +2,8 @@
 
 import logging
 import os
+from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import oneflow as flow
@@ -13,14 +15,22 @@ from libai.utils.events import EventStorage
 
 from projects.SegFormer.dataset.build import data_parallel_place
 from projects.SegFormer.engine import hooks
-from projects.SegFormer.engine.checkpoint import Checkpointer, last_checkpoint
+from projects.SegFormer.engine.checkpoint import AVERAGE, Checkpointer, last_checkpoint
+from projects.SegFormer.engine.ema import WeightAverage
+from projects.SegFormer.engine.optim import clip_gradients
 from projects.SegFormer.engine.parallel import log_shares
 from projects.SegFormer.engine.writers import JsonWriter, LogWriter, TensorBoardWriter
-from projects.SegFormer.evaluation.evaluate import evaluate
-from projects.SegFormer.evaluation.mean_iou import format_table, write_json
+from projects.SegFormer.evaluation import accuracy, mean_iou
+from projects.SegFormer.evaluation.evaluate import (
+    evaluate_classification,
+    evaluate_segmentation,
+    write_results,
+)
+from projects.SegFormer.evaluation.inference import build_inference
 from projects.SegFormer.model_utils.segf_loader import fill_model
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.layers import batch_sbp
+from projects.SegFormer.modeling.segformer_model import SegformerForImageClassification
 
 logger = logging.getLogger("libai." + __name__)
 
@@ -80,10 +90,19 @@ class SegformerTrainer(DefaultTrainer):
             fill_model(model, cfg.train.load_weight)
         return model
 
+    @classmethod
+    def build_optimizer(cls, cfg, model):
+        optimizer = super().build_optimizer(cfg, model)
+        # LiBai's eager trainer calls it before every step; OneFlow's own clips group by group.
+        optimizer.clip_grad = partial(clip_gradients, optimizer)
+        return optimizer
+
     def resume_or_load(self, resume=True):
-        self.checkpointer = Checkpointer(
-            self.model, self.cfg.train.output_dir, **self.checkpointer.checkpointables
-        )
+        parts = dict(self.checkpointer.checkpointables)
+        self.ema = None
+        if self.cfg.train.ema.enabled:
+            parts[AVERAGE] = self.ema = WeightAverage(self.model, self.cfg.train.ema.decay)
+        self.checkpointer = Checkpointer(self.model, self.cfg.train.output_dir, **parts)
         if self._resumed_from:
             path, iteration = self._resumed_from
             self.checkpointer.load_training_state(path)
@@ -106,16 +125,20 @@ class SegformerTrainer(DefaultTrainer):
         built = [
             libai_hooks.IterationTimer(),
             libai_hooks.LRScheduler(),
+        ]
+        if self.ema:
+            built.append(hooks.UpdateAverage(self.ema, step_length))
+        built.append(
             hooks.PeriodicCheckpointer(
                 self.checkpointer,
                 whole_steps(train.checkpointer.period),
                 train.checkpointer.max_to_keep,
-            ),
-        ]
+            )
+        )
         if train.evaluation.enabled:
             period = whole_steps(train.evaluation.eval_period)
             built.append(libai_hooks.EvalHook(period, self._evaluate_and_write))
-            built.append(hooks.BestCheckpointer(self.checkpointer, period, "mIoU"))
+            built.append(hooks.BestCheckpointer(self.checkpointer, period, self._metric()))
         if hooks.shows_progress():
             built.append(hooks.ProgressBar())
         if dist.is_main_process():
@@ -183,8 +206,13 @@ class SegformerTrainer(DefaultTrainer):
 
     # --- evaluation -----------------------------------------------------------------------------
 
+    def _metric(self) -> str:
+        """The figure whose highest value makes the best checkpoint."""
+        return "top1" if isinstance(self.model, SegformerForImageClassification) else "mIoU"
+
     def _evaluate_and_write(self) -> dict:
-        return self.test(self.cfg, self.test_loader, self.model)
+        with self.ema.applied() if self.ema else nullcontext():
+            return self.test(self.cfg, self.test_loader, self.model)
 
     @classmethod
     def test(cls, cfg, test_loaders, model, evaluator=None) -> dict:
@@ -195,25 +223,49 @@ class SegformerTrainer(DefaultTrainer):
         Returns:
             the scores as one flat dict of floats, absent classes left out.
         """
-        result = evaluate(
-            model,
-            test_loaders[0],
-            cls.get_batch,
-            cfg.train.evaluation.eval_iter,
-            model.ignore_index,
-        )
+        settings = cfg.train.evaluation
+        if isinstance(model, SegformerForImageClassification):
+            result = evaluate_classification(model, test_loaders[0], max_batches=settings.eval_iter)
+            table = accuracy.format_table(result)
+            nested = ()  # ImageNet has a thousand classes
+        else:
+            result = evaluate_segmentation(
+                model,
+                test_loaders[0],
+                build_inference(cfg),
+                max_batches=settings.eval_iter,
+                boundary_iou=settings.get("boundary_iou", False),
+                worst_images=settings.get("worst_images", 0),
+                output_dir=cfg.train.output_dir,
+            )
+            table = mean_iou.format_table(result)
+            nested = [name for name, value in result.items() if isinstance(value, dict)]
         if dist.is_main_process():
-            logger.info("Evaluation in percent:\n" + format_table(result))
-            write_json(result, os.path.join(cfg.train.output_dir, "evaluation.json"))
+            logger.info("Evaluation in percent:\n" + table)
+            mean_iou.write_json(result, os.path.join(cfg.train.output_dir, "evaluation.json"))
         flat = {name: value for name, value in result.items() if not isinstance(value, dict)}
         flat |= {
             f"{name}/{label}": value
-            for name, values in result.items()
-            if isinstance(values, dict)
-            for label, value in values.items()
+            for name in nested
+            for label, value in result[name].items()
             if value is not None
         }
         return flat
+
+    @classmethod
+    def write_results(cls, cfg, test_loaders, model) -> None:
+        """Write the predictions for the first of `test_loaders` as a benchmark's server wants them,
+        to `results` in the output folder.
+        """
+        if isinstance(model, SegformerForImageClassification):
+            raise InputError("--format-only is for segmentation; this config trains a classifier")
+        write_results(
+            model,
+            test_loaders[0],
+            build_inference(cfg),
+            max_batches=cfg.train.evaluation.eval_iter,
+            folder=os.path.join(cfg.train.output_dir, "results"),
+        )
 
 
 def _check_classes(cfg, dataset) -> None:

@@ -1,90 +1,204 @@
 """A model over a data set to one set of figures."""
 
 import logging
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import oneflow as flow
 from libai.utils import distributed as dist
 from oneflow import nn
+from oneflow.framework.check_point_v2 import _broadcast_py_object
+from PIL import Image
 from tqdm import tqdm
 
-from projects.SegFormer.evaluation.inference import predict_labels
+from projects.SegFormer.dataset.sampler import Draw
+from projects.SegFormer.evaluation.accuracy import AccuracyEvaluator
+from projects.SegFormer.evaluation.boundary_iou import BoundaryIoUEvaluator
+from projects.SegFormer.evaluation.inference import Inference
 from projects.SegFormer.evaluation.mean_iou import MeanIoUEvaluator
+from projects.SegFormer.evaluation.result_files import ResultFiles
+from projects.SegFormer.evaluation.worst_images import WorstImages
 from projects.SegFormer.modeling.errors import InputError
 
 logger = logging.getLogger("libai." + __name__)
 
 
-def evaluate(
-    model: nn.Module, loader, get_batch: Callable, max_batches: int, ignore_index: int = 255
+class Sample(NamedTuple):
+    """What came out for one image: its place in the data set, its prediction and its label."""
+
+    index: int
+    prediction: np.ndarray
+    label: np.ndarray | int
+
+
+def evaluate_segmentation(
+    model: nn.Module,
+    loader,
+    inference: Inference,
+    *,
+    max_batches: int,
+    boundary_iou: bool = False,
+    worst_images: int = 0,
+    output_dir: str = "",
 ) -> dict:
     """mIoU and its relatives of `model` over `loader`, the same result on every rank.
 
-    Every rank fills a confusion matrix with its share; the matrices are summed once at the end.
-    LiBai's inference_on_dataset would send the logits of every batch to rank 0.
+    Every rank counts its share; the counts are summed once at the end. LiBai's
+    inference_on_dataset would send the logits of every batch to rank 0.
 
     Args:
-        get_batch: the trainer's, from a loader batch to global tensors.
+        inference: how images go through the model.
         max_batches: stop after that many.
+        boundary_iou: whether to count boundaries as well.
+        worst_images: draw that many images of lowest mIoU to `output_dir`/worst_images.png.
     Returns:
-        see evaluation.mean_iou.scores.
+        see evaluation.mean_iou.scores, and boundary_iou.
     Raises:
-        InputError: images of different sizes in one batch or on different ranks.
+        InputError: images of different sizes in one batch of one rank, or values of no class.
     """
-    evaluator = MeanIoUEvaluator(loader.dataset.classes, ignore_index)
+    dataset = loader.dataset
+    evaluators = [MeanIoUEvaluator(dataset.classes, model.ignore_index, dataset.categories)]
+    if boundary_iou:
+        evaluators.append(BoundaryIoUEvaluator(dataset.classes, model.ignore_index))
+    worst = WorstImages(dataset, worst_images)
+    predict = _label_maps(model, inference)
+    for index, prediction, label in _samples(model, loader, predict, inference, max_batches):
+        for evaluator in evaluators:
+            evaluator.update(prediction, label)
+        if worst_images:
+            worst.update(index, prediction, label)
+    result = _summed(evaluators)
+    if worst_images:
+        entries = sorted(_from_all_ranks(worst.entries()), key=lambda entry: entry[:2])
+        if dist.is_main_process():
+            path = os.path.join(output_dir, "worst_images.png")
+            worst.draw(path, entries[:worst_images])
+            logger.info(f"The images of lowest mIoU are in {path}")
+    return result
+
+
+def write_results(
+    model: nn.Module, loader, inference: Inference, *, max_batches: int, folder: str
+) -> None:
+    """Write the prediction for each image as the benchmark's server takes it, without evaluating.
+
+    Raises:
+        InputError: see `ResultFiles`.
+    """
+    dataset = loader.dataset
+    files = ResultFiles(folder, dataset.images, dataset.result_values)
+    predict = _label_maps(model, inference)
+    for index, prediction, _ in _samples(model, loader, predict, inference, max_batches):
+        files.write(index, prediction)
+    dist.synchronize()
+    logger.info(f"The predictions are in {folder}")
+
+
+def evaluate_classification(model: nn.Module, loader, *, max_batches: int) -> dict:
+    """Accuracies of `model` over `loader`, the same result on every rank.
+
+    Returns:
+        see evaluation.accuracy.scores.
+    """
+    evaluator = AccuracyEvaluator(loader.dataset.classes)
+
+    def predict(images: np.ndarray, size: tuple) -> np.ndarray | None:
+        logits = model(images=flow.from_numpy(images))["prediction_scores"]
+        return logits.to_local().numpy() if _holds(logits) else None
+
+    for _, logits, label in _samples(model, loader, predict, None, max_batches):
+        evaluator.update(logits[None], np.array([label]))
+    return _summed([evaluator])
+
+
+def _label_maps(model: nn.Module, inference: Inference) -> Callable:
+    return lambda images, size: inference(model, images, size)
+
+
+def _holds(tensor) -> bool:
+    return flow.env.get_rank() in tensor.placement.ranks
+
+
+def _samples(
+    model: nn.Module,
+    loader,
+    predict: Callable[[np.ndarray, tuple], np.ndarray | None],
+    inference: Inference | None,
+    max_batches: int,
+) -> Iterator[Sample]:
+    """The samples of this rank's share, on the first of the ranks that share it; on others none."""
+    if inference and dist.get_data_parallel_size() > 1:
+        loader.sampler.group(_input_sizes(loader.dataset, inference))
+    counts_here = flow.env.get_rank() % dist.get_tensor_parallel_size() == 0
     was_training = model.training
     model.eval()
     logger.info(f"Evaluating on {len(loader.dataset)} images")
-    with flow.no_grad():
-        batches = tqdm(
-            loader,
-            total=min(len(loader), max_batches),
-            unit="batch",
-            leave=False,
-            disable=None if dist.is_main_process() else True,  # None: shown on a terminal only
-            file=sys.stderr,
-        )
-        for index, batch in enumerate(batches):
-            if index == max_batches:
-                break
-            _check_same_size(batch.get("images").tensor.shape)
-            data = get_batch(batch)
-            labels = data["labels"]
-            prediction = predict_labels(model, data["images"], tuple(labels.shape[1:]))
-            if _counts_here(labels.placement):
-                evaluator.update(prediction.to_local().numpy(), labels.to_local().numpy())
-    model.train(was_training)
-    evaluator.matrix = _sum_over_ranks(evaluator.matrix)
-    return evaluator.evaluate()
+    progress = tqdm(
+        total=min(len(loader), max_batches),
+        unit="batch",
+        leave=False,
+        disable=None if dist.is_main_process() else True,  # None: shown on a terminal only
+        file=sys.stderr,
+    )
+    try:
+        with flow.no_grad(), progress:
+            for number, (draws, batch) in enumerate(zip(loader.sampler, loader)):
+                if number == max_batches:
+                    break
+                images, labels = (batch.get(name).tensor.numpy() for name in ("images", "labels"))
+                predictions = predict(images, labels.shape[1:])
+                if predictions is not None and counts_here:
+                    yield from _valid(draws, predictions, labels)
+                progress.update()
+    finally:
+        model.train(was_training)
 
 
-def _check_same_size(shape) -> None:
-    """Ranks compute one batch together, so their images must be of one size."""
-    if dist.get_world_size() == 1:
-        return
-    mine = flow.tensor([list(shape[-2:])], dtype=flow.int64)
-    everywhere = flow.env.all_device_placement("cpu")
-    sizes = mine.to_global(placement=everywhere, sbp=flow.sbp.split(0))
-    sizes = sizes.to_global(sbp=flow.sbp.broadcast).to_local().numpy()
-    if (sizes != sizes[0]).any():
-        found = ", ".join(sorted({f"{height}x{width}" for height, width in sizes}))
-        raise InputError(
-            f"images of different sizes on different ranks: {found}; evaluate on one process, or "
-            "with a transform that gives all images one size"
-        )
+def _valid(draws: list[Draw], predictions: np.ndarray, labels: np.ndarray) -> Iterator[Sample]:
+    for draw, prediction, label in zip(draws, predictions, labels, strict=True):
+        if draw.valid:
+            yield Sample(draw.index, prediction, label)
 
 
-def _counts_here(placement: flow.placement) -> bool:
-    """Whether this rank counts its share: the first of the tensor-parallel ranks that share it."""
-    rank = flow.env.get_rank()
-    return rank in placement.ranks and rank % dist.get_tensor_parallel_size() == 0
+def _input_sizes(dataset, inference: Inference) -> list[tuple]:
+    """For each image, the sizes in which it goes through the network.
+
+    The ranks compute a batch together, so that it holds images of one size only: the sampler must
+    know them before. Sizes are in the files' headers.
+    """
+    sizes = []
+    for path in dataset.images:
+        try:
+            with Image.open(path) as image:
+                size = image.size[::-1]
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read as an image: {error}") from error
+        for transform in dataset.transforms.transforms:
+            if hasattr(transform, "target_size"):
+                size = transform.target_size(*size)
+        sizes.append(tuple(inference.input_size(size, scale) for scale in inference.scales))
+    return sizes
 
 
-def _sum_over_ranks(matrix: np.ndarray) -> np.ndarray:
-    if dist.get_world_size() == 1:
-        return matrix
-    everywhere = flow.env.all_device_placement("cpu")
-    parts = flow.tensor(matrix).to_global(placement=everywhere, sbp=flow.sbp.partial_sum)
-    return parts.to_global(sbp=flow.sbp.broadcast).to_local().numpy()
+def _summed(evaluators: list) -> dict:
+    """The figures of evaluators whose counts are those of all ranks."""
+    result = {}
+    for evaluator in evaluators:
+        if dist.get_world_size() > 1:
+            everywhere = flow.env.all_device_placement("cpu")
+            parts = flow.tensor(evaluator.counts)
+            parts = parts.to_global(placement=everywhere, sbp=flow.sbp.partial_sum)
+            evaluator.counts = parts.to_global(sbp=flow.sbp.broadcast).to_local().numpy()
+        result |= evaluator.evaluate()
+    return result
+
+
+def _from_all_ranks(entries: list) -> list:
+    """The entries of all ranks, on every rank."""
+    found = []
+    for rank in range(dist.get_world_size()):
+        found += _broadcast_py_object(entries, rank) if dist.get_world_size() > 1 else entries
+    return found

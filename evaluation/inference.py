@@ -1,14 +1,249 @@
-"""From images to label maps."""
+"""From images to label maps: whole or in windows, at one scale or several.
 
+All modes end in the class of every pixel at a size that is asked for. Between the network's logits
+and that size everything but a softmax is linear and separable: upsampling to the image, putting
+windows together, undoing a flip, and resizing to the label. So each window keeps its logits at
+their own size, and a matrix for its rows and one for its columns do all of it, strip by strip. What
+is in memory beside the logits is one strip of the result, however large the image is.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
 import oneflow as flow
+from libai.config import instantiate
 
-from projects.SegFormer.modeling.layers import upsample_bilinear
+from projects.SegFormer.dataset.transforms import Resize
+from projects.SegFormer.modeling.errors import InputError
+from projects.SegFormer.modeling.layers import interpolation_weights
+from projects.SegFormer.modeling.segformer_model import MIN_SIDE
+
+STRIP_VALUES = 2**24  # of a strip of the result: rows x width x classes x images
 
 
-def predict_labels(model, images, size: tuple[int, int]):
-    """The class of every pixel at `size`: logits are interpolated before the arg max.
+class Inference:
+    """How the images of an evaluation or a prediction go through the model.
 
-    Shape: images (N, 3, H, W) -> (N, *size) int64, global.
+    Whole by default. With `crop_size` in windows of that size (slide inference): logits are summed
+    where windows overlap and divided by the number of windows; the last window of a row or column
+    is shifted back inside. With several scales, or `flip`, the softmax is averaged over all views
+    (test-time augmentation). Logits are interpolated to the network's input and from there to the
+    result, bilinearly, as in the paper's code (mmsegmentation's EncoderDecoder).
+
+    Args:
+        crop_size: (height, width) of the windows; None for whole images. An image that is smaller
+            is one window.
+        stride: (height, width) from window to window; at most crop_size.
+        resize: (long side, short side) that the image is scaled to fit in first, ratio kept; None
+            to leave it. Scales are relative to it.
+        divisor: scaled sides are rounded up to a multiple of it.
+        scales: of test-time augmentation.
+        flip: whether each scale is also seen mirrored.
+
+    Raises:
+        InputError: values that do not go together.
     """
-    logits = model(images=images)["prediction_scores"].permute(0, 2, 3, 1)
-    return flow.argmax(upsample_bilinear(logits, size), dim=-1)
+
+    def __init__(
+        self,
+        crop_size: Sequence[int] | None = None,
+        stride: Sequence[int] | None = None,
+        resize: Sequence[int] | None = None,
+        divisor: int = 1,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+    ):
+        self.crop_size = None if crop_size is None else _pair("crop_size", crop_size)
+        self.stride = self.crop_size if stride is None else _pair("stride", stride)
+        self.resize = None if resize is None else _pair("resize", resize)
+        self.divisor, self.scales, self.flip = divisor, tuple(scales), flip
+        if self.crop_size is None and stride is not None:
+            raise InputError(f"inference.stride={stride} without inference.crop_size: set both")
+        if self.crop_size and any(s > c for s, c in zip(self.stride, self.crop_size, strict=True)):
+            raise InputError(
+                f"inference.stride={self.stride} is larger than inference.crop_size="
+                f"{self.crop_size}: pixels between the windows would be seen by none"
+            )
+        if self.crop_size and min(self.crop_size) < MIN_SIDE:
+            raise InputError(
+                f"inference.crop_size={self.crop_size}: both sides must be {MIN_SIDE} or more"
+            )
+        if not self.scales or min(self.scales) <= 0:
+            raise InputError(f"inference.scales={list(self.scales)}: expected positive numbers")
+        if not isinstance(divisor, int) or divisor < 1:
+            raise InputError(f"inference.divisor={divisor}: expected a whole number, 1 or up")
+
+    def __call__(self, model, images: np.ndarray, size: Sequence[int]) -> np.ndarray | None:
+        """The class of every pixel.
+
+        Args:
+            images: float32 (N, 3, H, W), normalised, of one size; the same on all ranks that share
+                the model.
+            size: (height, width) of the result.
+        Returns:
+            int64 (N, *size); None on ranks of other stages than the last.
+        """
+        views = [
+            self._view(model, images, scale, mirrored, tuple(size))
+            for scale in self.scales
+            for mirrored in ((False, True) if self.flip else (False,))
+        ]
+        if any(view is None for view in views):
+            return None
+        n, *_, classes = views[0][0].logits.shape
+        rows = max(1, STRIP_VALUES // (n * size[1] * classes))
+        strips = [
+            flow.argmax(_strip(views, slice(top, min(top + rows, size[0]))), dim=-1).numpy()
+            for top in range(0, size[0], rows)
+        ]
+        return np.concatenate(strips, axis=1)
+
+    def _view(self, model, images, scale: float, mirrored: bool, size) -> list["_Window"] | None:
+        images = self._scaled(images, scale)
+        height, width = images.shape[-2:]
+        if mirrored:
+            images = images[..., ::-1]
+        to_size = (
+            _interpolation(height, size[0]),
+            _interpolation(width, size[1], mirrored),
+        )
+        rows, columns = (
+            _spans(side, crop, step)
+            for side, crop, step in zip(
+                (height, width), self.crop_size or (height, width), self.stride or (1, 1)
+            )
+        )
+        counts = _counts(height, rows), _counts(width, columns)
+        windows = []
+        for top, bottom in rows:
+            for left, right in columns:
+                logits = _local_logits(model, images[..., top:bottom, left:right])
+                if logits is None:
+                    continue
+                windows.append(
+                    _Window(
+                        logits,
+                        _placed(logits.shape[1], (top, bottom), counts[0], to_size[0]),
+                        _placed(logits.shape[2], (left, right), counts[1], to_size[1]),
+                    )
+                )
+        return windows or None
+
+    def input_size(self, size: Sequence[int], scale: float) -> tuple[int, int]:
+        """(height, width) in which an image of this size goes through the network at a scale."""
+        return self._resize(size, scale).target_size(*size)
+
+    def _resize(self, size: Sequence[int], scale: float) -> Resize:
+        target = tuple(int(side * scale + 0.5) for side in self.resize or size)
+        return Resize(target, keep_ratio=self.resize is not None, divisor=self.divisor)
+
+    def _scaled(self, images: np.ndarray, scale: float) -> np.ndarray:
+        resize = self._resize(images.shape[-2:], scale)
+        scaled = [resize(image.transpose(1, 2, 0), None, None)[0] for image in images]
+        return np.stack(scaled).transpose(0, 3, 1, 2)
+
+
+def build_inference(cfg) -> Inference:
+    """The `inference` of a config; whole images where it has none."""
+    return instantiate(cfg.inference) if "inference" in cfg else Inference()
+
+
+class _Window(NamedTuple):
+    """Logits (N, h, w, C), and where they go: matrices (height, h) and (width, w) of the result."""
+
+    logits: flow.Tensor
+    rows: np.ndarray
+    columns: np.ndarray
+
+
+def _spans(side: int, crop: int, stride: int) -> list[tuple[int, int]]:
+    """Where windows of `crop` begin and end on a side."""
+    crop = min(crop, side)
+    count = -(-(side - crop) // stride) + 1
+    starts = [min(i * stride, side - crop) for i in range(count)]
+    return [(start, start + crop) for start in starts]
+
+
+def _counts(side: int, spans: list[tuple[int, int]]) -> np.ndarray:
+    """(side,): how many of the spans hold each pixel."""
+    counts = np.zeros(side)
+    for start, end in spans:
+        counts[start:end] += 1
+    return counts
+
+
+def _interpolation(side: int, result: int, mirrored: bool = False) -> np.ndarray | None:
+    """(result, side): from the network's input to the result; None for no change."""
+    if side == result and not mirrored:
+        return None
+    weights = np.eye(side)
+    if side != result:
+        weights = interpolation_weights(side, result)
+    return weights[:, ::-1] if mirrored else weights
+
+
+def _placed(length: int, span: tuple[int, int], counts, to_result: np.ndarray | None):
+    """(result, length): logits up to their window, it into the image, that to the result.
+
+    A window that was padded to MIN_SIDE has logits beyond its end, which no pixel reads.
+    """
+    start, end = span
+    within = interpolation_weights(length, max(end - start, MIN_SIDE))[: end - start]
+    within /= counts[start:end, None]
+    if to_result is not None:
+        return to_result[:, start:end] @ within
+    placed = np.zeros((len(counts), length))
+    placed[start:end] = within
+    return placed
+
+
+def _local_logits(model, images: np.ndarray) -> flow.Tensor | None:
+    """(N, h, w, C) on the last stage's ranks, else None. Sides below MIN_SIDE are padded with 0."""
+    missing = [max(MIN_SIDE - side, 0) for side in images.shape[-2:]]
+    images = np.pad(images, ((0, 0), (0, 0), (0, missing[0]), (0, missing[1])))
+    logits = model(images=flow.from_numpy(np.ascontiguousarray(images)))["prediction_scores"]
+    if flow.env.get_rank() not in logits.placement.ranks:
+        return None
+    return logits.to_local().permute(0, 2, 3, 1).contiguous()
+
+
+def _strip(views: list[list[_Window]], rows: slice):
+    """Some rows of the result, (N, rows, width, C): logits of one view, else mean probabilities."""
+    if len(views) == 1:
+        return _joined(views[0], rows)
+    total = None
+    for view in views:
+        probabilities = flow.softmax(_joined(view, rows), dim=-1)
+        total = probabilities if total is None else total + probabilities
+    return total / len(views)
+
+
+def _joined(windows: list[_Window], rows: slice):
+    """Some rows of a view at the result's size: (N, rows, width, C)."""
+    total = None
+    for logits, to_rows, to_columns in windows:
+        to_rows = to_rows[rows]
+        sources = np.flatnonzero(to_rows.any(axis=0))
+        if not len(sources):
+            continue
+        first, last = sources[0], sources[-1] + 1
+        n, _, w, classes = logits.shape
+        part = logits[:, first:last].reshape(n, last - first, w * classes)
+        part = flow.matmul(_matrix(to_rows[:, first:last], logits), part)
+        part = part.reshape(n * len(to_rows), w, classes)
+        part = flow.matmul(_matrix(to_columns, logits), part)
+        part = part.reshape(n, len(to_rows), len(to_columns), classes)
+        total = part if total is None else total + part
+    return total
+
+
+def _matrix(values: np.ndarray, like: flow.Tensor) -> flow.Tensor:
+    return flow.tensor(np.ascontiguousarray(values, np.float32), device=like.device)
+
+
+def _pair(name: str, values: Sequence[int]) -> tuple[int, int]:
+    values = tuple(values) if isinstance(values, Sequence) else (values,)
+    if len(values) != 2 or not all(isinstance(value, int) and value > 0 for value in values):
+        raise InputError(f"inference.{name}={list(values)}: expected [height, width] in pixels")
+    return values

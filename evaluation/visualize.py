@@ -63,7 +63,7 @@ def overlay(
     blend = np.rint(image * (1 - weight) + colorize(label_map, palette) * weight).astype(np.uint8)
     if not legend:
         return blend
-    panel = _legend(label_map, classes, palette, len(image))
+    panel = legend_panel(label_map, classes, palette, len(image), _text_size(len(image)))
     size = max(len(blend), len(panel)), blend.shape[1] + panel.shape[1], 3
     canvas = np.full(size, PAPER, np.uint8)
     canvas[: len(blend), : blend.shape[1]] = blend
@@ -104,18 +104,40 @@ def contact_sheet(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -
     return np.asarray(sheet)
 
 
-def _is_class(label_map: np.ndarray, palette: Palette) -> np.ndarray:
-    return (label_map >= 0) & (label_map < len(palette))
+def titled(tile: np.ndarray, title: str, size: int) -> np.ndarray:
+    """A tile (H,W,3) with a title of `size` pixels above it, cut to the tile's width."""
+    while title and _text_width(title, size) > tile.shape[1]:
+        title = title.removesuffix("...")[:-1]
+        title += "..." if title else ""
+    strip = Image.new("RGB", (tile.shape[1], round(1.5 * size)), PAPER)
+    ImageDraw.Draw(strip).text((0, strip.height // 2), title, INK, _font(size), anchor="lm")
+    return np.concatenate([np.asarray(strip), tile])
 
 
-def _legend(
-    label_map: np.ndarray, classes: Sequence[str], palette: Palette, height: int
+def hatch(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The image (H,W,3) with white stripes, / / /, on the pixels of a mask (H,W)."""
+    rows, columns = np.indices(mask.shape)
+    return np.where((mask & ((rows + columns) % 10 < 2))[..., None], np.uint8(255), image)
+
+
+def legend_panel(
+    label_map: np.ndarray, classes: Sequence[str], palette: Palette, height: int, size: int
 ) -> np.ndarray:
-    """Swatches and names in as many columns as fit beside an image of that height, 8 at least."""
+    """Colour, name and share of all pixels of each class that is present, the largest first.
+
+    Args:
+        label_map: training ids, of any shape.
+        classes, palette: name and RGB of each class.
+        height: of the image that it stands beside: it has as many columns as that asks for, and 8
+            lines at least.
+        size: pixels of the text.
+
+    Returns:
+        (height,width,3) uint8.
+    """
     counts = np.bincount(label_map[_is_class(label_map, palette)], minlength=len(classes))
     order = [index for index in np.argsort(-counts, kind="stable") if counts[index]]
     texts = [f"{classes[index]}  {100 * counts[index] / label_map.size:.1f}%" for index in order]
-    size = _text_size(height)
     step = round(1.6 * size)
     lines = max(8, (height - size) // step)
     pitch = 3 * size + max((_text_width(text, size) for text in texts), default=0)
@@ -128,6 +150,10 @@ def _legend(
         draw.rectangle(swatch, tuple(palette[index]), INK)
         draw.text((left + 1.5 * size, top + step / 2), text, INK, _font(size), anchor="lm")
     return np.asarray(panel)
+
+
+def _is_class(label_map: np.ndarray, palette: Palette) -> np.ndarray:
+    return (label_map >= 0) & (label_map < len(palette))
 
 
 def _text_size(height: int) -> int:

@@ -402,11 +402,14 @@ def upsample_bilinear(x, size: tuple[int, int]):
 
 @lru_cache(maxsize=64)
 def _interpolation_matrix(length: int, new_length: int, placement: flow.placement) -> flow.Tensor:
+    return constant(interpolation_weights(length, new_length).astype(np.float32), placement)
+
+
+def interpolation_weights(length: int, new_length: int) -> np.ndarray:
     """(new_length, length): row i holds the weights of the inputs for output i."""
     centres = (np.arange(new_length) + 0.5) * length / new_length - 0.5
     centres = centres.clip(0, length - 1)[:, None]
-    weights = np.maximum(0, 1 - np.abs(centres - np.arange(length)))
-    return constant(weights.astype(np.float32), placement)
+    return np.maximum(0, 1 - np.abs(centres - np.arange(length)))
 
 
 class BatchNorm(nn.Module):

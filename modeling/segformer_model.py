@@ -25,8 +25,8 @@ from projects.SegFormer.modeling.layers import (
     batch_sbp,
     sum_gradients,
     tensor_parallel,
-    upsample_bilinear,
 )
+from projects.SegFormer.modeling.losses import SegmentationLoss
 
 MIN_SIDE = 32  # the coarsest map has a stride of 32
 
@@ -430,6 +430,7 @@ class SegformerForSemanticSegmentation(_ConfigurableModel):
         decoder_hidden_size: channels of the head; 256 for B0 and B1, 768 for B2 to B5.
         decoder_dropout: channel dropout before the classifier.
         ignore_index: the label that counts nowhere.
+        loss: keyword arguments of SegmentationLoss; None for plain cross entropy.
         encoder: see SegformerPreTrainModel.
     """
 
@@ -441,11 +442,13 @@ class SegformerForSemanticSegmentation(_ConfigurableModel):
         decoder_hidden_size=256,
         decoder_dropout=0.1,
         ignore_index=255,
+        loss=None,
         **encoder,
     ):
         super().__init__()
         self.segformer = SegformerModel(**encoder)
         self.ignore_index = ignore_index
+        self.loss = SegmentationLoss.from_config(loss, num_classes, ignore_index)
         channels = [norm.weight.shape[0] for norm in self.segformer.layer_norms]
         self.head = DecodeHead(channels, decoder_hidden_size, num_classes, decoder_dropout)
         self.noise_size = self.segformer.noise_size + decoder_hidden_size
@@ -460,7 +463,7 @@ class SegformerForSemanticSegmentation(_ConfigurableModel):
             noise: (N, `noise_size`) uniform in [0, 1), what stochastic depth and dropout go by;
                 None for noise of their own.
         Returns:
-            {"losses": scalar} in training with labels, else
+            what SegmentationLoss gives in training with labels, else
             {"prediction_scores": (N, num_classes, H / 4, W / 4)}, sides rounded up.
         """
         placement = dist.get_layer_placement(-1)
@@ -475,16 +478,4 @@ class SegformerForSemanticSegmentation(_ConfigurableModel):
         logits = self.head(features, head_noise)
         if not self.training or labels is None:
             return {"prediction_scores": logits.permute(0, 3, 1, 2).contiguous()}
-        return {"losses": self.loss(logits, to_input(labels))}
-
-    def loss(self, logits, labels):
-        """Cross entropy at label resolution, averaged over the valid pixels of the global batch.
-
-        Shape: (N, h, w, num_classes), (N, H, W) -> scalar. Without a valid pixel it is 0.
-        """
-        logits = upsample_bilinear(logits, labels.shape[1:])
-        logits = logits.reshape(-1, logits.shape[-1])
-        labels = labels.reshape(-1)
-        losses = F.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="none")
-        valid = (labels != self.ignore_index).to(losses.dtype)
-        return losses.sum() / flow.clamp(valid.sum(), min=1.0)
+        return self.loss(logits, to_input(labels))

@@ -52,12 +52,21 @@ def expected_model(name):
         decoder_hidden_size=256 if size in ("b0", "b1") else 768,
         decoder_dropout=0.1,
         ignore_index=255,
+        loss=dict(
+            class_weights=None,
+            label_smoothing=0.0,
+            ohem_threshold=None,
+            ohem_min_kept=100_000,
+            dice_weight=0.0,
+        ),
         pretrained_model_path=None,
     )
 
 
 def plain(node):
-    return OmegaConf.to_container(node) if OmegaConf.is_config(node) else dict(node)
+    if not OmegaConf.is_config(node):
+        return dict(node)
+    return OmegaConf.to_container(node, resolve=True)
 
 
 def test_all_models_are_there():
@@ -101,9 +110,14 @@ def test_importing_the_models_changes_none_of_them():
 def test_config_to_run_builds_its_model(name):
     config = load_config(str(CONFIGS / name))
     model = instantiate(config.model)
+    dataset = config.dataloader.test[0].dataset
+    if "imgnet1k" in name:
+        assert type(model).__name__ == "SegformerForImageClassification"
+        assert model.head.weight.shape[-1] == 1000  # (in, out), as in LiBai's Linear
+        assert instantiate(config.dataloader.train.mixing).num_classes == 1000
+        return
     assert type(model).__name__ == "SegformerSegmentationLoadImageNetPretrain"
     assert model.head.linear_pred.weight.shape[0] == config.model.cfg.num_classes
-    dataset = config.dataloader.test[0].dataset
     classes = dataset.get("classes") or dataset._target_.CLASSES
     assert len(classes) == config.model.cfg.num_classes
 
@@ -169,6 +183,97 @@ def test_recipe_for_cityscapes():
         assert [t._target_.__name__ for t in loader.dataset.transforms] == ["Normalize"]
         assert loader.dataset.split == "val"
     assert plain(config.model.cfg) == dict(expected_model("mit_b0"), num_classes=19)
+
+
+# Scale and crop, batch, iterations, classes, and how images go through the network at the end:
+# facts of the paper and of its code's configs; VOC's and COCO-Stuff 10k's schedules are our own.
+WHOLE = (None, None)
+SLIDE = ([1024, 1024], [768, 768])
+RECIPES = {
+    "city": ([1024, 2048], [1024, 1024], 8, 160_000, 19, SLIDE, 1),
+    "city_512x1024": ([512, 1024], [512, 1024], 8, 160_000, 19, WHOLE, 1),
+    "city_640x1280": ([640, 1280], [640, 1280], 8, 160_000, 19, WHOLE, 1),
+    "city_768x768": ([768, 1536], [768, 768], 8, 160_000, 19, ([768, 768], [768, 768]), 1),
+    "ade20k": ([512, 2048], [512, 512], 16, 160_000, 150, WHOLE, 32),
+    "ade20k_640x640": ([640, 2048], [640, 640], 16, 160_000, 150, WHOLE, 32),
+    "coco_stuff": ([512, 2048], [512, 512], 16, 80_000, 171, WHOLE, 32),
+    "coco_stuff_10k": ([512, 2048], [512, 512], 16, 40_000, 171, WHOLE, 32),
+    "voc": ([512, 2048], [512, 512], 16, 40_000, 21, WHOLE, 32),
+}
+
+
+@pytest.mark.parametrize("name, recipe", RECIPES.items())
+def test_recipes(name, recipe):
+    scale, crop, batch, iterations, classes, windows, divisor = recipe
+    config = load_config(str(CONFIGS / f"segformer_{name}.py"))
+    resize, random_crop, *_, pad = config.dataloader.train.dataset.transforms
+    assert resize.size == scale and list(resize.ratio_range) == [0.5, 2.0]
+    assert random_crop.size == pad.size == crop and random_crop.cat_max_ratio == 0.75
+    assert config.train.global_batch_size == batch
+    assert config.train.train_iter == iterations
+    assert math.ceil(iterations * config.train.warmup_ratio) == 1_500
+    assert config.optim.params.lr == 6e-5 and config.optim.params.head_lr_multiplier == 10
+    assert config.model.cfg.num_classes == classes
+    inference = config.inference
+    assert (inference.crop_size, inference.stride) == windows
+    assert inference.resize == scale and inference.divisor == divisor
+    assert list(inference.scales) == [1.0] and not inference.flip
+    assert config.train.output_dir == f"output/segformer_{name}"
+    size = "b5" if name == "ade20k_640x640" else "b0"
+    assert config.model.cfg.depths == DEPTHS[size]
+    instantiate(inference)
+
+
+def test_recipe_for_imagenet():
+    config = load_config(str(CONFIGS / "segformer_imgnet1k_pretrain.py"))
+    train = config.train
+    assert train.global_batch_size == 1024
+    assert train.train_iter == round(300 * 1_281_167 / 1024)
+    assert train.train_iter * train.warmup_ratio == pytest.approx(5 * 1_281_167 / 1024, rel=1e-3)
+    assert config.optim.params.lr == 1e-3 and config.optim.params.weight_decay == 0.05
+    assert train.scheduler.warmup_factor * 1e-3 == pytest.approx(1e-6)
+    assert train.scheduler.min_factor * 1e-3 == pytest.approx(1e-5)
+    assert config.model.cfg.label_smoothing == 0.1 and config.model.cfg.drop_path_rate == 0.1
+    mixing = config.dataloader.train.mixing
+    assert (mixing.mixup_alpha, mixing.cutmix_alpha) == (0.8, 1.0)
+
+
+@pytest.mark.parametrize("size", DEPTHS)
+@pytest.mark.parametrize("name", ["city", "ade20k", "coco_stuff", "voc", "imgnet1k_pretrain"])
+def test_model_size_is_one_override(name, size):
+    """Also in the config that a training saves, and other settings of the model stay."""
+    config = load_config(str(CONFIGS / f"segformer_{name}.py"), [f"model_size={size}"])
+    expected = expected_model(f"mit_{'cls_' if name.startswith('img') else ''}{size}")
+    expected["num_classes"] = config.model.cfg.num_classes
+    assert plain(config.model.cfg) == expected
+
+
+def test_model_size_survives_saving(tmp_path):
+    config = load_config(CITY, ["model_size=b2", "cfg.depths=[1,1,1,1]"])
+    LazyConfig.save(config, str(tmp_path / "config.yaml"))
+    saved = load_config(str(tmp_path / "config.yaml"))
+    assert saved.model.cfg.hidden_sizes == [64, 128, 320, 512]
+    assert saved.model.cfg.depths == [1, 1, 1, 1]
+    assert load_config(str(tmp_path / "config.yaml"), ["model_size=b0"]).model.cfg.hidden_sizes == [
+        32, 64, 160, 256
+    ]  # fmt: skip
+
+
+def test_weights_path_may_follow_the_size():
+    path = "cfg.pretrained_model_path='pretrained/mit_${model_size.name}.pth'"
+    config = load_config(CITY, [path, "model_size=b4"])
+    assert config.model.cfg.pretrained_model_path == "pretrained/mit_b4.pth"
+
+
+def test_model_size_that_is_none():
+    with pytest.raises(InputError, match="model_size=b6: expected one of b0, b1, b2, b3, b4, b5"):
+        load_config(CITY, ["model_size=b6"])
+
+
+def test_crop_of_a_recipe_is_written_once():
+    config = load_config(CITY, ["data.crop=[512,512]"])
+    _, random_crop, *_, pad = config.dataloader.train.dataset.transforms
+    assert random_crop.size == pad.size == config.inference.crop_size == [512, 512]
 
 
 def test_defaults_are_those_of_the_paper():

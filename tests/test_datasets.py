@@ -4,8 +4,10 @@ import re
 
 import numpy as np
 import pytest
+from cityscapesscripts.helpers.labels import labels as official_labels
 from PIL import Image
 
+from data_files import noise, raises_line, save
 from projects.SegFormer.dataset import cityscapes
 from projects.SegFormer.dataset.cityscapes import Cityscapes
 from projects.SegFormer.dataset.folder import SegmentationFolder, distinct_palette
@@ -17,18 +19,8 @@ from projects.SegFormer.dataset.transforms import (
     RandomCrop,
     Resize,
 )
-from projects.SegFormer.modeling.errors import InputError
 
 CLASSES = ["sky", "road", "tree", "car"]
-
-
-def save(array, path, **kwargs):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path, **kwargs)
-
-
-def noise(height=24, width=32, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def label_map(height=24, width=32, seed=0):
@@ -50,11 +42,6 @@ def folder(root, transforms=(), **kwargs):
 
 def augmentation():
     return [RandomCrop((16, 16)), PhotometricDistortion(), Normalize()]
-
-
-def raises_line(match):
-    """InputError in one line that matches."""
-    return pytest.raises(InputError, match=r"\A(?-s:.*)" + match + r"(?-s:.*)\Z")
 
 
 # ---- reading images -------------------------------------------------------------------------
@@ -335,15 +322,15 @@ train 31 16, motorcycle 32 17, bicycle 33 18, license plate -1 255
 """
 
 
-def make_cityscapes(root, split="train", cities=("aachen", "bochum")):
+def make_cityscapes(root, split="train", cities=("aachen", "bochum"), labels="gtFine"):
     """Per city one image of 5x7 pixels, whose labels hold all 34 ids and the license plate."""
     ids = (np.arange(35) - 1).astype(np.int8).astype(np.uint8).reshape(5, 7)
     for city in cities:
         name = f"{split}/{city}/{city}_000000_000019"
         save(noise(5, 7), root / f"leftImg8bit/{name}_leftImg8bit.png")
-        save(ids, root / f"gtFine/{name}_gtFine_labelIds.png")
-        save(ids.astype(np.uint16) * 1000, root / f"gtFine/{name}_gtFine_instanceIds.png")
-        save(noise(5, 7), root / f"gtFine/{name}_gtFine_color.png")
+        save(ids, root / f"{labels}/{name}_{labels}_labelIds.png")
+        save(ids.astype(np.uint16) * 1000, root / f"{labels}/{name}_{labels}_instanceIds.png")
+        save(noise(5, 7), root / f"{labels}/{name}_{labels}_color.png")
     return root
 
 
@@ -408,7 +395,7 @@ def test_cityscapes_says_what_it_expects(tmp_path):
         Cityscapes(tmp_path / "x", "val", [])
     with raises_line("0 Cityscapes images"):
         Cityscapes(make_cityscapes(tmp_path), "val", [])
-    with raises_line("split 'trian': expected one of train, val, test"):
+    with raises_line("split 'trian': expected one of train, val, test, train_extra"):
         Cityscapes(tmp_path, "trian", [])
 
 
@@ -423,3 +410,46 @@ def test_cityscapes_counts_what_stands_alone(tmp_path):
     (tmp_path / image).unlink()
     with raises_line("1 of 2 files have no image: gtFine/train/bochum/bochum_000000_000019"):
         Cityscapes(tmp_path, "train", [])
+
+
+@pytest.mark.parametrize("name", ["labelIds", "labelTrainIds"])
+def test_cityscapes_train_extra_has_coarse_labels(tmp_path, name):
+    make_cityscapes(tmp_path, "train_extra", ["augsburg"], labels="gtCoarse")
+    path = "gtCoarse/train_extra/augsburg/augsburg_000000_000019_gtCoarse"
+    label = np.full((5, 7), 7 if name == "labelIds" else 0, np.uint8)
+    save(label, tmp_path / f"{path}_{name}.png")
+    dataset = Cityscapes(tmp_path, "train_extra", [])
+    assert dataset.labels == [tmp_path / f"{path}_{name}.png"]
+    assert (dataset.load(0)[1] == 0).all()
+
+
+def test_cityscapes_coarse_labels_for_fine_images(tmp_path):
+    make_cityscapes(tmp_path, "val")
+    make_cityscapes(tmp_path, "val", labels="gtCoarse")
+    for labels in ("gtFine", "gtCoarse"):
+        dataset = Cityscapes(tmp_path, "val", [], labels=labels)
+        assert [path.name for path in dataset.labels] == [
+            f"{city}_000000_000019_{labels}_labelIds.png" for city in ("aachen", "bochum")
+        ]
+        assert dataset.load(0)[1].ravel()[8] == 0
+    with raises_line("Cityscapes labels 'coarse': expected gtFine or gtCoarse"):
+        Cityscapes(tmp_path, "val", [], labels="coarse")
+    with raises_line("0 label maps found; .*gtCoarse/train/<city>/.*_gtCoarse_labelIds.png"):
+        Cityscapes(make_cityscapes(tmp_path), "train", [], labels="gtCoarse")
+
+
+def test_cityscapes_facts_are_those_of_its_own_scripts(tmp_path):
+    facts = [label for label in official_labels if not label.ignoreInEval]
+    assert list(Cityscapes.categories) == [label.category for label in facts]
+    assert Cityscapes.RESULT_VALUES.dtype == np.uint8
+    assert Cityscapes.RESULT_VALUES.tolist() == [label.id for label in facts]
+    dataset = Cityscapes(make_cityscapes(tmp_path), "train", [])
+    table = dataset.label_table(dataset.labels[0])
+    assert table[dataset.result_values].tolist() == [label.trainId for label in facts]
+
+
+def test_folder_has_results_in_indices(tmp_path):
+    dataset = folder(make_folder(tmp_path))
+    assert dataset.result_values.dtype == np.uint8
+    assert dataset.result_values.tolist() == [0, 1, 2, 3]
+    assert dataset.categories is None

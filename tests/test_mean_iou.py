@@ -27,28 +27,34 @@ def random_maps(seed=0, shape=(3, 11, 13), classes=4):
 def by_sets_of_pixels(prediction, label, classes):
     """The definitions, read literally: intersection and union of sets of places."""
     counted = {place for place in np.ndindex(label.shape) if label[place] != 255}
-    iou, acc = {}, {}
+    iou, acc, dice = {}, {}, {}
     for index, name in enumerate(classes):
         truth = {place for place in counted if label[place] == index}
         guess = {place for place in counted if prediction[place] == index}
         iou[name] = 100 * len(truth & guess) / len(truth | guess) if truth | guess else None
         acc[name] = 100 * len(truth & guess) / len(truth) if truth else None
+        sizes = len(truth) + len(guess)
+        dice[name] = 100 * 2 * len(truth & guess) / sizes if sizes else None
     right = [place for place in counted if prediction[place] == label[place]]
+    by_truth = [iou[classes[label[place]]] for place in counted]
     return {
         "mIoU": np.mean([value for value in iou.values() if value is not None]),
         "mAcc": np.mean([value for value in acc.values() if value is not None]),
         "aAcc": 100 * len(right) / len(counted),
+        "fwIoU": np.mean(by_truth),
+        "mDice": np.mean([value for value in dice.values() if value is not None]),
         "IoU": iou,
         "Acc": acc,
+        "Dice": dice,
     }
 
 
 def assert_equal_results(result, expected):
     assert result.keys() == expected.keys()
-    for key in ("mIoU", "mAcc", "aAcc"):
+    for key in ("mIoU", "mAcc", "aAcc", "fwIoU", "mDice"):
         assert isinstance(result[key], float)
         assert result[key] == pytest.approx(expected[key], rel=1e-12)
-    for key in ("IoU", "Acc"):
+    for key in ("IoU", "Acc", "Dice"):
         assert result[key] == pytest.approx(expected[key], rel=1e-12)
 
 
@@ -57,27 +63,30 @@ def test_random_maps(dtype):
     prediction, label = random_maps()
     evaluator = MeanIoUEvaluator(CLASSES)
     evaluator.update(prediction.astype(dtype), label.astype(np.uint8))
-    assert evaluator.matrix.dtype == np.int64
+    assert evaluator.counts.dtype == np.int64
     assert_equal_results(evaluator.evaluate(), by_sets_of_pixels(prediction, label, CLASSES))
 
 
-def test_matrix_is_label_by_prediction():
+def test_counts_are_label_by_prediction():
     evaluator = MeanIoUEvaluator(["a", "b"])
-    evaluator.update(np.array([[0, 1, 1, 1]]), np.array([[0, 0, 0, 1]]))
-    np.testing.assert_array_equal(evaluator.matrix, [[1, 2], [0, 1]])
+    evaluator.update(np.array([[0, 1, 1, 1, 255]]), np.array([[0, 0, 0, 1, 1]]))
+    np.testing.assert_array_equal(evaluator.counts, [[1, 2, 0], [0, 1, 1]])
 
 
 def test_by_hand():
     # a: 1 right, 2 taken for b; b: 1 right.
-    result = scores(np.array([[1, 2], [0, 1]]), ["a", "b"])
+    result = scores(np.array([[1, 2, 0], [0, 1, 0]]), ["a", "b"])
     assert_equal_results(
         result,
         {
             "mIoU": 100 / 3,
             "mAcc": 200 / 3,
             "aAcc": 50,
+            "fwIoU": 100 / 3,
+            "mDice": 50,
             "IoU": {"a": 100 / 3, "b": 100 / 3},
             "Acc": {"a": 100 / 3, "b": 100},
+            "Dice": {"a": 50, "b": 50},
         },
     )
 
@@ -106,18 +115,19 @@ def test_ignored_pixels_count_nowhere():
     # an ignored pixel may hold any prediction, even one of no class
     evaluator = MeanIoUEvaluator(CLASSES)
     evaluator.update(np.array([[0, 1, 99]]), np.array([[0, 255, 255]]))
-    assert evaluator.matrix.sum() == 1
+    assert evaluator.counts.sum() == 1
     assert evaluator.evaluate()["IoU"]["road"] is None
     other = MeanIoUEvaluator(CLASSES, ignore_index=3)
     other.update(np.array([[0, 1]]), np.array([[0, 3]]))
-    assert other.matrix.sum() == 1
+    assert other.counts.sum() == 1
 
 
 def test_nothing_counted():
     evaluator = MeanIoUEvaluator(CLASSES)
     evaluator.update(np.zeros((2, 2), int), np.full((2, 2), 255))
     result = evaluator.evaluate()
-    assert all(math.isnan(result[key]) for key in ("mIoU", "mAcc", "aAcc"))
+    means = ("mIoU", "mAcc", "aAcc", "fwIoU", "mDice")
+    assert all(math.isnan(result[key]) for key in means)
     assert set(result["IoU"].values()) == {None}
 
 
@@ -128,19 +138,19 @@ def test_batches_and_ranks_add_up():
     ranks = [MeanIoUEvaluator(CLASSES) for _ in range(2)]
     for i in range(6):
         ranks[i % 2].update(prediction[i], label[i])
-    np.testing.assert_array_equal(ranks[0].matrix + ranks[1].matrix, whole.matrix)
+    np.testing.assert_array_equal(ranks[0].counts + ranks[1].counts, whole.counts)
 
 
 def test_reset():
     evaluator = MeanIoUEvaluator(CLASSES)
     evaluator.update(*random_maps())
     evaluator.reset()
-    assert evaluator.matrix.sum() == 0
+    assert evaluator.counts.sum() == 0
 
 
 def test_counts_beyond_32_bits():
     # 500 images of Cityscapes are 10**9 pixels: a few such sums must not overflow
-    result = scores(np.array([[2**40, 2**40], [0, 0]]), ["a", "b"])
+    result = scores(np.array([[2**40, 2**40, 0], [0, 0, 0]]), ["a", "b"])
     assert result["IoU"] == {"a": 50.0, "b": 0.0}
 
 
@@ -158,32 +168,33 @@ def test_errors(prediction, label, message):
     with pytest.raises(InputError, match=message) as error:
         evaluator.update(prediction, label)
     assert "\n" not in str(error.value)
-    assert evaluator.matrix.sum() == 0
+    assert evaluator.counts.sum() == 0
 
 
 def test_table():
     evaluator = MeanIoUEvaluator(["sky", "traffic light", "car"])
     evaluator.update(np.array([[0, 0, 0, 1]]), np.array([[0, 0, 0, 0]]))
     assert format_table(evaluator.evaluate()).splitlines() == [
-        "class             IoU     Acc",
-        "-----------------------------",
-        "sky             75.00   75.00",
-        "traffic light    0.00       -",
-        "car                 -       -",
-        "-----------------------------",
-        "mean            37.50   75.00",
-        "all pixels              75.00",
+        "class                  IoU     Acc    Dice",
+        "------------------------------------------",
+        "sky                  75.00   75.00   85.71",
+        "traffic light         0.00       -    0.00",
+        "car                      -       -       -",
+        "------------------------------------------",
+        "mean                 37.50   75.00   42.86",
+        "all pixels                   75.00        ",
+        "weighted by pixels   75.00                ",
     ]
 
 
 def test_json(tmp_path):
-    result = scores(np.diag([3, 0]), ["sky", "car"])
+    result = scores(np.array([[3, 0, 0], [0, 0, 0]]), ["sky", "car"])
     write_json(result, tmp_path / "result.json")
     assert json.loads((tmp_path / "result.json").read_text(encoding="utf-8")) == result
 
 
 def test_json_has_no_nan(tmp_path):
-    write_json(scores(np.zeros((2, 2), int), ["天空", "car"]), tmp_path / "result.json")
+    write_json(scores(np.zeros((2, 3), int), ["天空", "car"]), tmp_path / "result.json")
     text = (tmp_path / "result.json").read_text(encoding="utf-8")
     read = json.loads(text, parse_constant=pytest.fail)
     assert read["mIoU"] is None and read["IoU"] == {"天空": None, "car": None}

@@ -255,7 +255,7 @@ def test_loss_at_label_resolution(label_size, ignore_index):
     labels[labels == 255] = ignore_index
     channels_first = torch.tensor(logits).double().permute(0, 3, 1, 2)
     expected = pixel_loss(channels_first, torch.tensor(labels), ignore_index)
-    loss = model.loss(put(logits), put(labels))
+    loss = model.loss(put(logits), put(labels))["losses"]
     assert loss.numpy() == pytest.approx(expected.item(), rel=1e-6)
 
 

@@ -117,6 +117,48 @@ def test_iterating_again_starts_again():
     assert list(islice(sampler, 5)) == list(islice(sampler, 5))
 
 
+# ---- repeated augmentation ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [12, 18, 25, 7])
+@pytest.mark.parametrize("repeats", [2, 3, 5])
+def test_two_samples_take_turns(size, repeats):
+    """An epoch is as long as ever, and holds the first samples of its permutation."""
+    draws = stream(3 * size, dataset_size=size, seed=3, repeats=repeats)
+    order = stream(3 * size, dataset_size=size, seed=3)
+    assert [draw.position for draw in draws] == list(range(3 * size))
+    for start in range(0, 3 * size, size):
+        epoch = [draw.index for draw in order[start : start + size]]
+        expected = []
+        for first, second in zip(epoch[::2], [*epoch[1::2], None], strict=False):
+            expected += [first, second] * repeats
+        assert [draw.index for draw in draws[start : start + size]] == expected[:size]
+
+
+def test_neighbours_in_an_epoch_differ():
+    draws = stream(4 * 25, dataset_size=25, repeats=3)
+    epochs = [draws[start : start + 25] for start in range(0, 100, 25)]
+    assert all(a.index != b.index for epoch in epochs for a, b in pairwise(epoch))
+
+
+def test_one_repeat_is_none():
+    assert stream(30, dataset_size=7, repeats=1) == stream(30, dataset_size=7)
+
+
+def test_repeats_are_the_same_on_any_split():
+    shared = {"dataset_size": 11, "repeats": 3, "seed": 2}
+    whole = batches(6, micro_batch_size=4, **shared)
+    ranks = [
+        batches(6, micro_batch_size=2, data_parallel_rank=rank, data_parallel_size=2, **shared)
+        for rank in (0, 1)
+    ]
+    assert [first + second for first, second in zip(*ranks, strict=True)] == whole
+    assert batches(4, micro_batch_size=4, consumed_samples=8, **shared) == whole[2:]
+
+
+# ---- evaluation ---------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("size", [1, 5, 12, 13])
 @pytest.mark.parametrize("ranks, micro_batch_size", [(1, 1), (1, 4), (2, 1), (3, 2)])
 def test_evaluation_holds_every_sample_once(size, ranks, micro_batch_size):
@@ -130,14 +172,29 @@ def test_evaluation_holds_every_sample_once(size, ranks, micro_batch_size):
     assert all(len(batch) == micro_batch_size for batches in drawn for batch in batches)
     assert sorted(draw.index for draw in draws if draw.valid) == list(range(size))
     assert all(draw.index == draw.position for draw in draws if draw.valid)
-    assert sorted(draw.position for draw in draws) == list(range(expected * step))
     assert all(draw.index == 0 for draw in draws if not draw.valid)
 
 
 def test_evaluation_order_of_two_ranks():
     first, second = (list(EvaluationSampler(5, 2, rank, 2)) for rank in (0, 1))
-    assert first == [[Draw(0, 0), Draw(1, 1)], [Draw(4, 4), Draw(0, 5, False)]]
-    assert second == [[Draw(2, 2), Draw(3, 3)], [Draw(0, 6, False), Draw(0, 7, False)]]
+    filler = Draw(0, 0, False)
+    assert first == [[Draw(0, 0), Draw(1, 1)], [Draw(4, 4), filler]]
+    assert second == [[Draw(2, 2), Draw(3, 3)], [filler, filler]]
+
+
+def test_evaluation_in_groups():
+    """Ranks that compute a batch together get samples of one group; none is lost or comes twice."""
+    keys = ["wide", "high", "wide", "wide", "square", "high", "wide", "wide"]
+    samplers = [EvaluationSampler(8, 2, rank, 2) for rank in (0, 1)]
+    for sampler in samplers:
+        sampler.group(keys)
+    first, second = map(list, samplers)
+    assert len(first) == len(second) == len(samplers[0]) == 4
+    together = [a + b for a, b in zip(first, second, strict=True)]
+    assert [{keys[draw.index] for draw in batch} for batch in together] == [
+        {"wide"}, {"wide"}, {"high"}, {"square"}
+    ]  # fmt: skip
+    assert sorted(draw.index for batch in together for draw in batch if draw.valid) == [*range(8)]
 
 
 # ---- loaders ------------------------------------------------------------------------------------
@@ -244,6 +301,13 @@ def test_accumulation_in_graph_mode_changes_nothing(tmp_path, monkeypatch):
 def test_batch_must_divide(tmp_path):
     with pytest.raises(InputError, match="train_batch_size 4 does not divide into 3 equal"):
         train_batches(tmp_path, 1, train_batch_size=4, num_accumulation_steps=3)
+
+
+@pytest.mark.parametrize("repeats", [0, -1])
+def test_repeats_below_one(tmp_path, repeats):
+    message = f"dataloader.train.repeated_augmentation={repeats}: expected a whole number"
+    with pytest.raises(InputError, match=message):
+        train_batches(tmp_path, 1, train_batch_size=4, repeated_augmentation=repeats)
 
 
 def test_exactly_one_data_set(tmp_path):

@@ -116,7 +116,8 @@ def test_evaluation_holds_the_table(trained):
     assert result["mIoU"] == pytest.approx(np.mean(list(result["IoU"].values())))
     log = (trained / "log.txt").read_text()
     for name, value in result["IoU"].items():
-        assert re.search(rf"^{name} +{value:.2f} +{result['Acc'][name]:.2f}$", log, re.MULTILINE)
+        row = (name, value, result["Acc"][name], result["Dice"][name])
+        assert re.search("^{} +{:.2f} +{:.2f} +{:.2f}$".format(*row), log, re.MULTILINE)
 
 
 def test_best_checkpoint_is_the_best(trained):

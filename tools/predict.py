@@ -1,10 +1,11 @@
 """Label maps of images, drawn for people.
 
     python tools/predict.py --config configs/segformer_city.py --weights output/model_best \
-        --output predictions IMAGE_OR_FOLDER ...
+        --output predictions IMAGE_OR_FOLDER ... [key=value ...]
 
 For each image NAME it writes NAME_labels.png (class indices), NAME_colors.png and NAME_overlay.png,
 the image under the colours with a legend. Of a folder all images are taken, subfolders included.
+Images go through the network as the config's `inference` says.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from projects.SegFormer.dataset.segmentation import read_image
 from projects.SegFormer.dataset.transforms import Compose
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.engine.libai_mends import mend_libai
-from projects.SegFormer.evaluation.inference import predict_labels
+from projects.SegFormer.evaluation.inference import Inference, build_inference
 from projects.SegFormer.evaluation.visualize import colorize, overlay
 from projects.SegFormer.model_utils.segf_loader import load_weights
 from projects.SegFormer.modeling.errors import InputError
@@ -34,20 +35,22 @@ from projects.SegFormer.modeling.errors import InputError
 def main(arguments: list[str]) -> int:
     """The exit code: 1 if an image could not be read, else 0."""
     args = _parser().parse_args(arguments)
-    cfg = load_config(args.config)
+    overrides = [word for word in args.images if "=" in word and not os.path.exists(word)]
+    cfg = load_config(args.config, overrides)
     mend_libai()
     dist.setup_dist_util(cfg.train.dist)
-    files = find_images([Path(path) for path in args.images])
+    files = find_images([Path(path) for path in args.images if path not in overrides])
     dataset = cfg.dataloader.test[0].dataset
     classes, palette = classes_and_palette(dataset)
     transform = Compose(instantiate(dataset.transforms))
+    inference = build_inference(cfg)
     model = load_weights(cfg.model.cfg, args.weights)
 
     failed = 0
     for name, file in tqdm(files.items(), unit="image", disable=None, file=sys.stderr):
         try:
             image = read_image(file)
-            labels = predict(model, transform, image)
+            labels = predict(model, inference, transform, image)
         except InputError as error:
             failed += 1
             tqdm.write(f"error: {error}", file=sys.stderr)
@@ -61,13 +64,12 @@ def main(arguments: list[str]) -> int:
     return 1 if failed else 0
 
 
-def predict(model, transform: Compose, image: np.ndarray) -> np.ndarray:
+def predict(model, inference: Inference, transform: Compose, image: np.ndarray) -> np.ndarray:
     """The class index of each pixel of an RGB image: (H, W, 3) uint8 -> (H, W) uint8."""
     transformed, _ = transform(image, None, np.random.default_rng(0))
-    images = flow.tensor(np.ascontiguousarray(transformed.transpose(2, 0, 1)[None]))
+    images = np.ascontiguousarray(transformed.transpose(2, 0, 1)[None])
     with flow.no_grad():
-        labels = predict_labels(model, images, image.shape[:2])
-    return labels.numpy()[0].astype(np.uint8)
+        return inference(model, images, image.shape[:2])[0].astype(np.uint8)
 
 
 def find_images(paths: list[Path]) -> dict[str, Path]:
@@ -120,7 +122,11 @@ def _parser() -> argparse.ArgumentParser:
         "--weights", required=True, help="checkpoint folder of a training, or of Hugging Face"
     )
     parser.add_argument("--output", required=True, help="folder for the results")
-    parser.add_argument("images", nargs="+", help="images or folders of images")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        help="images or folders of images; also overrides of the config, as inference.flip=True",
+    )
     return parser
 
 

@@ -1,8 +1,9 @@
 """Train or evaluate what a config describes; `tools/train.sh` starts it on every rank.
 
-bash tools/train.sh CONFIG GPUS [--eval-only] [--resume] [--fast-dev-run] [key=value ...]
+bash tools/train.sh CONFIG GPUS [--eval-only --format-only --resume --fast-dev-run] [key=value ...]
 """
 
+import glob
 import logging
 import os
 import signal
@@ -13,12 +14,15 @@ import numpy as np
 import oneflow as flow
 from libai.config import default_argument_parser
 from libai.engine import default_setup
+from libai.utils import distributed as dist
 from omegaconf import DictConfig
 
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.engine.libai_mends import mend_libai
 from projects.SegFormer.engine.parallel import plan_ranks
 from projects.SegFormer.engine.trainer import SegformerTrainer
+from projects.SegFormer.evaluation.mean_iou import write_json
+from projects.SegFormer.model_utils.segf_loader import fill_model
 from projects.SegFormer.modeling.errors import InputError
 
 logger = logging.getLogger("libai." + __name__)
@@ -44,8 +48,8 @@ def main(arguments: list[str]) -> None:
         raise InputError(str(error)) from error
     np.random.seed(cfg.train.seed)
     flow.manual_seed(cfg.train.seed)
-    if args.eval_only:
-        evaluate_only(cfg)
+    if args.eval_only or args.format_only:
+        evaluate_only(cfg, args.format_only)
     else:
         SegformerTrainer(cfg).train()
 
@@ -57,7 +61,13 @@ def parse(arguments: list[str]):
     """
     overrides = [word for word in arguments if "=" in word and not word.startswith("-")]
     options = [word for word in arguments if word not in overrides]
-    return default_argument_parser().parse_args(options + overrides)
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--format-only",
+        action="store_true",
+        help="write predictions as a benchmark's server takes them, without evaluating",
+    )
+    return parser.parse_args(options + overrides)
 
 
 def configure(args, processes: int) -> DictConfig:
@@ -68,11 +78,60 @@ def configure(args, processes: int) -> DictConfig:
     return cfg
 
 
-def evaluate_only(cfg) -> None:
-    model = SegformerTrainer.build_model(cfg)
-    if not cfg.train.load_weight:
+def evaluate_only(cfg, format_only: bool) -> None:
+    """Evaluate the weights in train.load_weight, one after the other where it names several.
+
+    With `format_only` write predictions as files instead.
+    """
+    paths = weight_paths(cfg.train.load_weight)
+    if not paths:
         logger.warning("train.load_weight is not set: evaluating the initial weights")
-    SegformerTrainer.test(cfg, SegformerTrainer.build_test_loader(cfg), model)
+    if format_only and len(paths) > 1:
+        raise InputError(
+            f"--format-only writes the predictions of one set of weights; train.load_weight="
+            f"{cfg.train.load_weight} are {len(paths)}"
+        )
+    cfg.train.load_weight = ""
+    model = SegformerTrainer.build_model(cfg)
+    loaders = SegformerTrainer.build_test_loader(cfg)
+    results = {}
+    for path in paths or ["initial weights"]:
+        if paths:
+            fill_model(model, path)
+        if format_only:
+            SegformerTrainer.write_results(cfg, loaders, model)
+        else:
+            results[path] = SegformerTrainer.test(cfg, loaders, model)
+    if len(results) > 1 and dist.is_main_process():
+        write_json(results, os.path.join(cfg.train.output_dir, "evaluation.json"))
+        logger.info("All of them:\n" + comparison(results))
+
+
+def weight_paths(load_weight) -> list[str]:
+    """What train.load_weight names: a path, a pattern such as "output/x/model_*", or a list."""
+    named = [load_weight] if isinstance(load_weight, str) else list(load_weight)
+    found = []
+    for name in filter(None, named):
+        matches = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
+        if not matches:
+            raise InputError(f"train.load_weight={name}: nothing is called so; is the path right?")
+        found += matches
+    return found
+
+
+def comparison(results: dict[str, dict]) -> str:
+    """A line for each set of weights with its means, in percent."""
+    figures = [
+        name
+        for name, value in next(iter(results.values())).items()
+        if "/" not in name and isinstance(value, float)
+    ]
+    width = max(map(len, results))
+    lines = [f"{'weights':<{width}}  " + "  ".join(f"{name:>13}" for name in figures)]
+    for path, result in results.items():
+        cells = "  ".join(f"{result[name]:13.2f}" for name in figures)
+        lines.append(f"{path:<{width}}  {cells}")
+    return "\n".join(lines)
 
 
 def run(arguments: list[str]) -> int:

@@ -17,14 +17,23 @@ train = dict(
     warmup_ratio=1_500 / 160_000,
     # max_iter and warmup_iter follow from the three values above.
     scheduler=LazyCall(warmup_poly)(warmup_factor=1e-6, power=1.0, max_iter=None, warmup_iter=None),
-    # A checkpoint to start from: only its weights are taken.
+    # Weights to start from, in any format. With --eval-only also a list or a pattern.
     load_weight="",
     resume=False,
     start_iter=0,
     log_period=20,
     checkpointer=dict(period=4_000, max_to_keep=3),
-    # The checkpoint of the highest mIoU is kept as model_best. eval_iter: at most so many batches.
-    evaluation=dict(enabled=True, eval_period=4_000, eval_iter=1_000_000),
+    # The checkpoint of the highest mIoU (or top-1 accuracy) is kept as model_best.
+    evaluation=dict(
+        enabled=True,
+        eval_period=4_000,
+        eval_iter=1_000_000,  # at most so many batches
+        boundary_iou=False,  # count the boundaries of classes as well
+        worst_images=0,  # draw so many images of lowest mIoU
+    ),
+    # A moving average of the weights, which is evaluated in their place and kept as `ema` in each
+    # checkpoint. After a step: decay * average + (1 - decay) * weight.
+    ema=dict(enabled=False, decay=0.9999),
     amp=dict(enabled=False),
     activation_checkpoint=dict(enabled=False),
     zero_optimization=dict(enabled=False, stage=1),

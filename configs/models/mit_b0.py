@@ -24,6 +24,14 @@ cfg = dict(
     decoder_dropout=0.1,
     num_classes=150,
     ignore_index=255,
+    loss=dict(
+        class_weights=None,  # a weight a class
+        label_smoothing=0.0,
+        # Only pixels whose own class has less than this probability, but so many an image at least.
+        ohem_threshold=None,
+        ohem_min_kept=100_000,
+        dice_weight=0.0,  # of a Dice loss beside the cross entropy
+    ),
     # ImageNet-1K weights to start from: a file (mit_bX.pth) or a folder with pytorch_model.bin.
     pretrained_model_path=None,
 )

@@ -10,6 +10,7 @@ _SEGMENTATION_ONLY = (
     "decoder_hidden_size",
     "decoder_dropout",
     "ignore_index",
+    "loss",
     "pretrained_model_path",
 )
 cfg = {

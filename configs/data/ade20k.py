@@ -1,0 +1,45 @@
+"""ADE20K, 150 classes: crops of 512x512 from images that fit in 512x2048."""
+
+from libai.config import LazyCall
+
+from projects.SegFormer.dataset.ade20k import ADE20K
+from projects.SegFormer.dataset.build import build_test_loader, build_train_loader
+from projects.SegFormer.dataset.transforms import (
+    Normalize,
+    Pad,
+    PhotometricDistortion,
+    RandomCrop,
+    RandomFlip,
+    RandomResize,
+)
+
+# root: the folder ADEChallengeData2016. scale: (height, width) that images fit in, times a random
+# factor; evaluation uses it too. `data.root=PATH` on the command line sets it for both splits.
+data = dict(root="data/ade20k", scale=(512, 2048), crop=(512, 512))
+
+train_transforms = [
+    LazyCall(RandomResize)(size="${data.scale}", ratio_range=(0.5, 2.0)),
+    LazyCall(RandomCrop)(size="${data.crop}", cat_max_ratio=0.75),
+    LazyCall(RandomFlip)(prob=0.5),
+    LazyCall(PhotometricDistortion)(),
+    LazyCall(Normalize)(),
+    LazyCall(Pad)(size="${data.crop}"),
+]
+test_transforms = [LazyCall(Normalize)()]
+
+dataloader = dict(
+    train=LazyCall(build_train_loader)(
+        dataset=LazyCall(ADE20K)(
+            root="${data.root}", split="training", transforms=train_transforms
+        ),
+        num_workers=4,
+    ),
+    test=[
+        LazyCall(build_test_loader)(
+            dataset=LazyCall(ADE20K)(
+                root="${data.root}", split="validation", transforms=test_transforms
+            ),
+            num_workers=4,
+        )
+    ],
+)

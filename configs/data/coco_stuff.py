@@ -1,0 +1,28 @@
+"""COCO-Stuff 164k, 171 classes with the augmentation of ADE20K."""
+
+from libai.config import LazyCall
+
+from projects.SegFormer.dataset.build import build_test_loader, build_train_loader
+from projects.SegFormer.dataset.coco_stuff import COCOStuff
+
+from .ade20k import test_transforms, train_transforms
+
+# Holds images and annotations. `data.root=PATH` on the command line sets it for both splits.
+data = dict(root="data/coco_stuff", scale=(512, 2048), crop=(512, 512))
+
+dataloader = dict(
+    train=LazyCall(build_train_loader)(
+        dataset=LazyCall(COCOStuff)(
+            root="${data.root}", split="train2017", transforms=train_transforms
+        ),
+        num_workers=4,
+    ),
+    test=[
+        LazyCall(build_test_loader)(
+            dataset=LazyCall(COCOStuff)(
+                root="${data.root}", split="val2017", transforms=test_transforms
+            ),
+            num_workers=4,
+        )
+    ],
+)

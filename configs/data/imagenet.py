@@ -1,0 +1,60 @@
+"""ImageNet-1K with the augmentation of DeiT, which the paper's pre-training follows."""
+
+from libai.config import LazyCall
+
+from projects.SegFormer.dataset.build import build_test_loader, build_train_loader
+from projects.SegFormer.dataset.classification import ImageNet
+from projects.SegFormer.dataset.classification_transforms import (
+    CenterCrop,
+    RandAugment,
+    RandomErasing,
+    RandomResizedCrop,
+    ResizeShortSide,
+)
+from projects.SegFormer.dataset.mixing import Mixing
+from projects.SegFormer.dataset.transforms import Normalize, RandomFlip
+
+# Holds train/<WordNet id>/*.JPEG and val, in folders like these or as it is downloaded.
+# `data.root=PATH` on the command line sets it for both splits.
+data = dict(root="data/imagenet")
+
+dataloader = dict(
+    train=LazyCall(build_train_loader)(
+        dataset=LazyCall(ImageNet)(
+            root="${data.root}",
+            split="train",
+            transforms=[
+                LazyCall(RandomResizedCrop)(size=224, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)),
+                LazyCall(RandomFlip)(prob=0.5),
+                LazyCall(RandAugment)(magnitude=9.0, num_ops=2, magnitude_std=0.5),
+                LazyCall(Normalize)(),
+                LazyCall(RandomErasing)(prob=0.25),
+            ],
+        ),
+        mixing=LazyCall(Mixing)(
+            num_classes="${model.cfg.num_classes}",
+            mixup_alpha=0.8,
+            cutmix_alpha=1.0,
+            prob=1.0,
+            switch_prob=0.5,
+            seed="${train.seed}",
+        ),
+        # 3 in the code of DeiT and PVT; the paper does not speak of it.
+        repeated_augmentation=1,
+        num_workers=8,
+    ),
+    test=[
+        LazyCall(build_test_loader)(
+            dataset=LazyCall(ImageNet)(
+                root="${data.root}",
+                split="val",
+                transforms=[
+                    LazyCall(ResizeShortSide)(size=256),
+                    LazyCall(CenterCrop)(size=224),
+                    LazyCall(Normalize)(),
+                ],
+            ),
+            num_workers=8,
+        )
+    ],
+)

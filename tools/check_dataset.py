@@ -1,0 +1,349 @@
+"""Whether the data of a config is whole, what is in it, and what training sees of it.
+
+    python tools/check_dataset.py CONFIG [--sample N] [--output FOLDER] [key=value ...]
+
+It reads every file of the training and the test data, counts the classes, draws augmented training
+samples with their labels, and measures how fast they come. FOLDER gets report.json with all counts,
+and samples.png. The exit code is 1 if a file, or the number of classes, would stop a training.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+from libai.config import instantiate
+from omegaconf import DictConfig
+
+from projects.SegFormer.dataset.build import Loader
+from projects.SegFormer.dataset.classification import ClassificationFolder
+from projects.SegFormer.dataset.inspection import Dataset, Inspection, images_in_both, inspect
+from projects.SegFormer.dataset.sampler import InfiniteSampler
+from projects.SegFormer.dataset.transforms import IGNORE_INDEX, Normalize
+from projects.SegFormer.engine.config import load_config
+from projects.SegFormer.engine.trainer import _check_classes as check_classes
+from projects.SegFormer.evaluation.visualize import (
+    PAPER,
+    contact_sheet,
+    hatch,
+    legend_panel,
+    overlay,
+    titled,
+)
+from projects.SegFormer.modeling.errors import InputError
+from projects.SegFormer.tools.predict import write_png
+
+TRAINING, TEST = "training data", "test data"
+LISTED = 20  # errors; classes at either end of a long table
+TILE, TEXT = 384, 16  # pixels: longest side of a sample in the sheet, height of its letters
+# The loader is measured over so much at most, in batches of so many.
+MEASURED_SAMPLES, MEASURED_SECONDS, MEASURED_BATCH = 200, 10, 8
+
+
+def main(arguments: list[str]) -> None:
+    """Raises InputError: at the end if the data has errors, before if it cannot be looked at."""
+    args = _parser().parse_intermixed_args(arguments)
+    if args.sample < 0:
+        raise InputError(f"--sample {args.sample}: expected a number of samples, 0 for no sheet")
+    cfg = load_config(args.config, args.overrides)
+    datasets = build_datasets(cfg)
+    folder = Path(args.output or Path("output/check_dataset", Path(args.config).stem))
+    os.makedirs(folder, exist_ok=True)
+
+    errors = class_errors(cfg, datasets)
+    found = {name: inspect(dataset, name) for name, dataset in datasets.items()}
+    errors += [error for inspection in found.values() for error in inspection.errors]
+    report = {
+        "config": args.config,
+        "overrides": args.overrides,
+        "data": {name: inspection.to_dict() for name, inspection in found.items()},
+        "notes": notes(found),
+    }
+    print(format_counts(found), format_classes(found), sep="\n\n", end="\n\n")
+    for note in report["notes"]:
+        print("note:", note)
+
+    draws = args.sample + len(found[TRAINING].errors)
+    samples = take_samples(datasets[TRAINING], cfg.train.seed, draws)[: args.sample]
+    if samples:
+        file = folder / "samples.png"
+        write_png(str(file), draw_sheet(datasets[TRAINING], samples))
+        print(f"{len(samples)} augmented training samples: {file}")
+    if not found[TRAINING].errors:
+        try:
+            report["training_loader"] = measure(cfg, datasets[TRAINING])
+            print("training loader:", format_speed(report["training_loader"]))
+        except InputError as error:  # the transforms, or samples that do not make a batch
+            errors.append(str(error))
+
+    file = folder / "report.json"
+    file.write_text(json.dumps({**report, "errors": errors}, indent=1, ensure_ascii=False))
+    print(f"all counts: {file}")
+    if not errors:
+        print("no errors")
+        return
+    print("", *errors[:LISTED], sep="\n")
+    more = f", the first {LISTED} of them above" if len(errors) > LISTED else ""
+    count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
+    raise InputError(f"{count} in the data{more}; all are in {file}")
+
+
+def build_datasets(cfg: DictConfig) -> dict[str, Dataset]:
+    """The data sets of the config by name, the training data first.
+
+    Raises InputError for what a data set cannot be made of, and for classes that differ.
+    """
+    cfg.dataloader.train.dataset.seed = cfg.train.seed  # as the trainer does
+    datasets = {TRAINING: instantiate(cfg.dataloader.train.dataset)}
+    for number, loader in enumerate(cfg.dataloader.test):
+        name = TEST if len(cfg.dataloader.test) == 1 else f"{TEST} {number}"
+        datasets[name] = instantiate(loader.dataset)
+        if datasets[name].classes != datasets[TRAINING].classes:
+            raise InputError(
+                f"dataloader.test.{number}.dataset has other classes than "
+                f"dataloader.train.dataset: {datasets[name].classes[:3]} ... and "
+                f"{datasets[TRAINING].classes[:3]} ...; give both the same, in the same order"
+            )
+    return datasets
+
+
+def class_errors(cfg: DictConfig, datasets: dict[str, Dataset]) -> list[str]:
+    """What the trainer would say to the number of classes: one line or none."""
+    try:
+        check_classes(cfg, datasets[TRAINING])
+    except InputError as error:
+        return [str(error)]
+    return []
+
+
+def notes(found: dict[str, Inspection]) -> list[str]:
+    """What may be as it should, but is worth a look."""
+    lines = []
+    for name, inspection in found.items():
+        absent = inspection.absent_classes()
+        if absent:
+            more = ", ..." if len(absent) > LISTED else ""
+            lines.append(
+                f"{len(absent)} of {len(inspection.classes)} classes occur nowhere in the {name}: "
+                f"{', '.join(absent[:LISTED])}{more}"
+            )
+        both = [] if name == TRAINING else images_in_both(found[TRAINING], inspection)
+        if both:
+            lines.append(
+                f"{len(both)} of {inspection.images} images of the {name} also in the {TRAINING}, "
+                f"pixel for pixel: {both[0][1]} = {both[0][0]}{', ...' if len(both) > 1 else ''}"
+            )
+    return lines
+
+
+# ---- Counts as text ---------------------------------------------------------------------------
+
+
+def format_counts(found: dict[str, Inspection]) -> str:
+    """Of each data set, how many files, of what sizes, and what part is ignored."""
+    lines = []
+    for name, inspection in found.items():
+        counts = f"{inspection.images:,} images"
+        if inspection.kind == "pixels":
+            counts += f", {inspection.labels:,} labels"
+        if inspection.errors:
+            counts += f" read, {len(inspection.errors):,} with errors"
+        lines.append(f"{name:<15}{counts}")
+        lines.append(f"{'  sizes':<15}{_format_sizes(inspection)}")
+        if inspection.kind == "pixels" and inspection.labels:
+            share = inspection.ignored_share()
+            lines.append(f"{'  ignored':<15}{share:.1%} of the pixels of the labels")
+    return "\n".join(lines)
+
+
+def _format_sizes(inspection: Inspection) -> str:
+    """Sizes as height x width."""
+    if len(inspection.sizes) == 1:
+        return "all {}x{}".format(*next(iter(inspection.sizes)))
+    common = ", ".join(
+        f"{height}x{width} ({count:,})"
+        for (height, width), count in inspection.sizes.most_common(3)
+    )
+    if len(inspection.sizes) <= 3:
+        return common or "-"
+    ranges = (
+        f"{side} {smallest} to {largest}, median {median}"
+        for side, (smallest, median, largest) in inspection.size_range().items()
+    )
+    return f"{'; '.join(ranges)}; most often {common}"
+
+
+def format_classes(found: dict[str, Inspection]) -> str:
+    """A table with a line a class; of many the most frequent and the rarest that occur at all."""
+    training = found[TRAINING]
+    order, left_out = range(len(training.classes)), 0
+    if len(order) > 2 * LISTED:
+        order = np.argsort(-training.shares(), kind="stable")
+        order = [
+            i for i in order if any(inspection.class_images[i] for inspection in found.values())
+        ]
+        left_out = max(0, len(order) - 2 * LISTED)
+        order = [*order[:LISTED], *order[LISTED + left_out :]]
+    width = max(len(name) for name in ("class", *(training.classes[index] for index in order)))
+    shares = {name: inspection.shares() for name, inspection in found.items()}
+    share_head = "pixels" if training.kind == "pixels" else "share"
+    lines = [
+        " " * width + "".join(f"{name:>21}" for name in found),
+        f"{'class':<{width}}" + f"{'images':>12}{share_head:>9}" * len(found),
+    ]
+    for index in order:
+        line = f"{training.classes[index]:<{width}}"
+        for name, inspection in found.items():
+            cells = ("-", "-")
+            if inspection.labels:
+                cells = (f"{inspection.class_images[index]:,}", f"{shares[name][index]:.2%}")
+            line += f"{cells[0]:>12}{cells[1]:>9}"
+        lines.append(line)
+    if left_out:
+        lines.insert(2 + LISTED, f"... {left_out} classes more, in report.json ...")
+    return "\n".join(lines)
+
+
+# ---- The training loader ----------------------------------------------------------------------
+
+
+def measure(cfg: DictConfig, dataset: Dataset) -> dict:
+    """How many augmented samples a second the training loader gives when nobody makes it wait.
+
+    Raises InputError if the samples do not make batches.
+    """
+    settings = cfg.dataloader.train
+    batch_size = min(cfg.train.global_batch_size, MEASURED_BATCH)
+    sampler = InfiniteSampler(len(dataset), batch_size, seed=cfg.train.seed)
+    mixing = instantiate(settings.mixing) if settings.get("mixing") else None
+    batches = iter(Loader(dataset, sampler, settings.num_workers, mixing=mixing))
+    try:
+        size = next(batches).images.tensor.shape[2:]  # until here the threads were filling up
+        start, samples, seconds = time.perf_counter(), 0, 0.0
+        while samples < MEASURED_SAMPLES and seconds < MEASURED_SECONDS:
+            samples += len(next(batches).images.tensor)
+            seconds = time.perf_counter() - start
+    finally:
+        batches.close()
+    return {
+        "images_per_second": samples / seconds,
+        "num_workers": settings.num_workers,
+        "batch_size": batch_size,
+        "size": list(size),
+    }
+
+
+def format_speed(speed: dict) -> str:
+    """As "31.2 images/s with 2 workers at 1024x1024"."""
+    workers, (height, width) = speed["num_workers"], speed["size"]
+    return (
+        f"{speed['images_per_second']:.1f} images/s with {workers} worker{'s' * (workers != 1)} at "
+        f"{height}x{width}"
+    )
+
+
+# ---- The sheet of samples ---------------------------------------------------------------------
+
+
+def take_samples(dataset: Dataset, seed: int, draws: int) -> list[tuple[int, np.ndarray, object]]:
+    """Index, image and label of the first `draws` samples of a training, without broken files."""
+    samples = []
+    for (draw,) in islice(InfiniteSampler(len(dataset), 1, seed=seed), draws):
+        try:
+            samples.append((draw.index, *dataset[draw]))
+        except InputError:  # `inspect` or `measure` tells of it
+            continue
+    return samples
+
+
+def draw_sheet(dataset: Dataset, samples: list[tuple[int, np.ndarray, object]]) -> np.ndarray:
+    """The samples as pictures, those of label maps also under the colours of their classes."""
+    if isinstance(dataset, ClassificationFolder):
+        tiles = [
+            [titled(_scaled(_shown(dataset, image)), dataset.classes[label], TEXT)]
+            for _, image, label in samples
+        ]
+        return contact_sheet(_grid(tiles, 4), ["augmented image"] * min(4, len(tiles)))
+
+    # The legend has ignored pixels as a class of their own.
+    classes = [*dataset.classes, "ignored, hatched"]
+    palette = [*dataset.palette, (0, 0, 0)]
+    tiles, labels = [], []
+    for index, image, label in samples:
+        picture = _scaled(_shown(dataset, image))
+        ignored = label == IGNORE_INDEX
+        labels.append(np.where(ignored, len(dataset.classes), label))
+        small = _scaled(labels[-1])
+        drawn = overlay(picture, small, classes, palette, legend=False)
+        drawn = hatch(drawn, small == len(dataset.classes))
+        name = Path(dataset.images[index]).stem
+        share = f"{ignored.mean():.1%} ignored"
+        tiles.append([titled(picture, name, TEXT), titled(drawn, share, TEXT)])
+    pairs = min(2, len(tiles))
+    sheet = contact_sheet(_grid(tiles, 2), ["augmented image", "its label"] * pairs)
+    everything = np.concatenate([label.ravel() for label in labels])
+    panel = legend_panel(everything, classes, palette, len(sheet), TEXT)
+    height = max(len(sheet), len(panel))
+    return np.concatenate([_padded(part, height, part.shape[1]) for part in (sheet, panel)], axis=1)
+
+
+def _shown(dataset: Dataset, image: np.ndarray) -> np.ndarray:
+    """A transformed image, (3, H, W) float32, in colours again: (H, W, 3) uint8."""
+    image = image.transpose(1, 2, 0)
+    for transform in dataset.transforms.transforms:
+        if isinstance(transform, Normalize):
+            black, white = transform.table[0, 0], transform.table[0, 255]
+            image = (image - black) / (white - black) * 255
+    return np.rint(image).clip(0, 255).astype(np.uint8)
+
+
+def _scaled(array: np.ndarray) -> np.ndarray:
+    """An image or a label map with TILE as its longest side; a small one as often as fits in it."""
+    longest = max(array.shape[:2])
+    if longest <= TILE:
+        return array.repeat(TILE // longest, axis=0).repeat(TILE // longest, axis=1)
+    height, width = (max(1, round(TILE * side / longest)) for side in array.shape[:2])
+    interpolation = cv2.INTER_AREA if array.ndim == 3 else cv2.INTER_NEAREST_EXACT
+    return cv2.resize(array, (width, height), interpolation=interpolation)
+
+
+def _grid(groups: list[list[np.ndarray]], columns: int) -> list[list[np.ndarray]]:
+    """Groups of tiles side by side, `columns` of them a row, all tiles brought to one size."""
+    tiles = [tile for group in groups for tile in group]
+    height, width = (max(tile.shape[side] for tile in tiles) for side in (0, 1))
+    tiles = [_padded(tile, height, width) for tile in tiles]
+    length = min(columns, len(groups)) * len(groups[0])
+    tiles += [np.full((height, width, 3), PAPER, np.uint8)] * (-len(tiles) % length)
+    return [tiles[start : start + length] for start in range(0, len(tiles), length)]
+
+
+def _padded(tile: np.ndarray, height: int, width: int) -> np.ndarray:
+    padded = np.full((height, width, 3), PAPER, np.uint8)
+    padded[: tile.shape[0], : tile.shape[1]] = tile
+    return padded
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n", 1)[0], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", metavar="CONFIG", help="config file")
+    parser.add_argument(
+        "--sample", type=int, default=8, metavar="N", help="samples in the sheet, 8 without"
+    )
+    parser.add_argument("--output", metavar="FOLDER", help="output/check_dataset/NAME without")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the config")
+    return parser
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except (InputError, OSError) as error:
+        sys.stdout.flush()
+        sys.exit(f"error: {error}")
