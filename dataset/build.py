@@ -60,18 +60,20 @@ class Loader:
             return
         cv2.setNumThreads(0)  # the workers are the parallelism; OpenCV's threads would compete
         pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="loader")
+        # A thread of its own puts batches together: it waits for samples, which takes no core.
+        finisher = ThreadPoolExecutor(1, thread_name_prefix="batches")
         try:
             ahead = deque()
             for draws in self.sampler:
                 futures = [pool.submit(self.dataset.__getitem__, draw) for draw in draws]
-                # Behind its samples in the queue, so it never waits for one that is not begun.
-                ahead.append(pool.submit(self._finish, draws, futures))
+                ahead.append(finisher.submit(self._finish, draws, futures))
                 if len(ahead) > self.num_workers:
                     yield _to_instance(*ahead.popleft().result())
             while ahead:
                 yield _to_instance(*ahead.popleft().result())
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for executor in (pool, finisher):
+                executor.shutdown(wait=False, cancel_futures=True)
 
     def _finish(self, draws: list[Draw], futures: list[Future]) -> tuple[np.ndarray, np.ndarray]:
         return self._batch(draws, [future.result() for future in futures])

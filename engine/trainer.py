@@ -71,14 +71,14 @@ class SegformerTrainer(DefaultTrainer):
         loader.consumed_samples = cfg.train.start_iter * samples
         loader.dataset.seed = cfg.train.seed
         loaders = super().build_train_loader(cfg, tokenizer)
-        _check_classes(cfg, loaders[0].dataset)
+        check_classes(cfg, loaders[0].dataset)
         return loaders
 
     @classmethod
     def build_test_loader(cls, cfg, tokenizer=None):
         loaders = super().build_test_loader(cfg, tokenizer)
         for loader in loaders:
-            _check_classes(cfg, loader.dataset)
+            check_classes(cfg, loader.dataset)
         return loaders
 
     @classmethod
@@ -268,7 +268,7 @@ class SegformerTrainer(DefaultTrainer):
         )
 
 
-def _check_classes(cfg, dataset) -> None:
+def check_classes(cfg, dataset) -> None:
     """The model must have an output for every class of the data."""
     if cfg.model.cfg.num_classes != len(dataset.classes):
         raise InputError(

@@ -167,7 +167,7 @@ def test_augmentation_averages_probabilities(flip, crop):
 
 
 def test_flip_alone_is_symmetric():
-    """What is averaged over both views of an image is the mirror of that over both of its mirror."""
+    """What is averaged over both views of an image mirrors that of the mirrored one."""
     network, images = Network(), images_of(64, 72)
     both = values(Inference(flip=True), network, images, (64, 72))
     mirrored = values(Inference(flip=True), network, images[..., ::-1], (64, 72))

@@ -26,7 +26,7 @@ from projects.SegFormer.dataset.inspection import Dataset, Inspection, images_in
 from projects.SegFormer.dataset.sampler import InfiniteSampler
 from projects.SegFormer.dataset.transforms import IGNORE_INDEX, Normalize
 from projects.SegFormer.engine.config import load_config
-from projects.SegFormer.engine.trainer import _check_classes as check_classes
+from projects.SegFormer.engine.trainer import check_classes
 from projects.SegFormer.evaluation.visualize import (
     PAPER,
     contact_sheet,

@@ -188,8 +188,11 @@ def _from_config(file: str) -> Description:
 
 def _settings(cfg) -> dict:
     """A model's config without what is not the model's own."""
-    settings = OmegaConf.to_container(OmegaConf.create(cfg))
-    settings.pop("pretrained_model_path", None)
+    if not OmegaConf.is_config(cfg):
+        cfg = OmegaConf.create(cfg)
+    settings = OmegaConf.to_container(cfg, resolve=True)  # a config may name sizes by model_size
+    for name in ("pretrained_model_path", "loss"):
+        settings.pop(name, None)
     return settings
 
 

@@ -25,6 +25,7 @@ from projects.SegFormer.engine.libai_mends import mend_libai
 from projects.SegFormer.evaluation.mean_iou import MeanIoUEvaluator, format_table
 from projects.SegFormer.model_utils.key_rules import HUGGINGFACE, from_here
 from projects.SegFormer.model_utils.model_weights import state_of
+from projects.SegFormer.modeling.errors import InputError
 
 # Norms after patch embedding and spatial reduction, by their names in transformers.
 EMBED_NORMS = ("patch_embeddings", "attention.self.layer_norm")
@@ -33,6 +34,11 @@ EMBED_NORMS = ("patch_embeddings", "attention.self.layer_norm")
 def main(arguments: list[str]) -> None:
     config_file, folder, *overrides = arguments
     cfg = load_config(config_file, overrides)
+    other = [
+        name for name, value in cfg.model.cfg.loss.items() if value and name != "ohem_min_kept"
+    ]
+    if other:
+        raise InputError(f"cfg.loss: {', '.join(other)} set; here the loss is plain cross entropy")
     mend_libai()
     dist.setup_dist_util(cfg.train.dist)
     flow.manual_seed(cfg.train.seed)
@@ -158,4 +164,7 @@ def to_torch(batch, name: str) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        sys.exit(f"error: {error}")
