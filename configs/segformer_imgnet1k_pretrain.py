@@ -18,7 +18,9 @@ from .data.imagenet import data, dataloader
 from .models.classification.by_size import cfg, model_size
 
 # For 1,024 images a step; with another batch it goes up and down with it.
-optim.params = LazyCall(classification_param_groups)(lr=1e-3, weight_decay=0.05)
+optim.params = LazyCall(classification_param_groups)(
+    lr=1e-3, weight_decay=0.05, clip_grad_norm=None
+)
 
 train.output_dir = "output/segformer_imgnet1k_pretrain"
 train.global_batch_size = 1024

@@ -1,6 +1,5 @@
 """The moving average of a model's weights over its training."""
 
-import logging
 from contextlib import contextmanager
 
 import oneflow as flow
@@ -8,11 +7,9 @@ from oneflow import nn
 
 from projects.SegFormer.modeling.errors import InputError
 
-logger = logging.getLogger("libai." + __name__)
-
 
 class WeightAverage:
-    """The exponential moving average of all parameters and floating buffers of `model`.
+    """The exponential moving average of all parameters and buffers of `model`.
 
     It begins as the weights of the model, and after every step of the optimizer `update` makes it
     decay * average + (1 - decay) * weight. The decay is the same from the first step on, as timm's:
@@ -29,11 +26,7 @@ class WeightAverage:
         if not 0 <= decay < 1:
             raise InputError(f"train.ema.decay={decay}: expected a number from 0 to below 1")
         self._decay = decay
-        self._weights = {
-            key: tensor
-            for key, tensor in (*model.named_parameters(), *model.named_buffers())
-            if tensor.is_floating_point()
-        }
+        self._weights = dict([*model.named_parameters(), *model.named_buffers()])
         self.restart()
 
     def restart(self) -> None:

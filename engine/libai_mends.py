@@ -4,8 +4,6 @@
 mend can go when LiBai itself does what the replacement does.
 """
 
-import warnings
-
 import libai.engine.default
 import oneflow as flow
 from libai.utils import distributed as dist
@@ -18,8 +16,6 @@ def mend_libai() -> None:
     dist.ttol = _to_local
     dist.get_data_parallel_rank = _data_parallel_rank
     dist._DistributeUtil._init_placement_group = _init_placement_group
-    # Its trainer asks every step for gradient clipping, which the recipe does without.
-    warnings.filterwarnings("ignore", message="To enable clip_grad")
 
 
 def _to_local(tensor, pure_local=False, ranks=None):
