@@ -247,6 +247,7 @@ def assert_averages_follow(output: Path) -> None:
             assert np.abs(value - before[key]).max() > 0, f"{key} does not move"
 
 
+@pytest.mark.slow
 def test_training_averages_steps(folder_data, tmp_path):
     """Two micro-batches a step, which in eager mode are iterations of their own."""
     micro_batches = ("train.num_accumulation_steps=2", "train.train_micro_batch_size=2")
