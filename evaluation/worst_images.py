@@ -24,7 +24,7 @@ class WorstImages:
 
     def __init__(self, dataset, count: int):
         self.dataset, self.count = dataset, count
-        self._kept = []  # a heap of (-mIoU, index, prediction), the best of the worst on top
+        self._kept = []  # a heap of (-mIoU, -index, prediction), the best of the worst on top
 
     def update(self, index: int, prediction: np.ndarray, label: np.ndarray) -> None:
         """Look at image `index`, maps (H, W); one without a labelled pixel is passed over."""
@@ -33,14 +33,14 @@ class WorstImages:
         score = evaluator.evaluate()["mIoU"]
         if np.isnan(score):
             return
-        heapq.heappush(self._kept, (-score, index, prediction.astype(np.uint8)))
+        heapq.heappush(self._kept, (-score, -index, prediction.astype(np.uint8)))
         if len(self._kept) > self.count:
             heapq.heappop(self._kept)
 
     def entries(self) -> list[tuple[float, int, np.ndarray]]:
-        """(mIoU, index, prediction) of the images kept, the worst first."""
+        """(mIoU, index, prediction) of the images kept, the worst first, of equals the earlier."""
         return [
-            (-score, index, prediction) for score, index, prediction in sorted(self._kept)[::-1]
+            (-score, -index, prediction) for score, index, prediction in sorted(self._kept)[::-1]
         ]
 
     def draw(self, path: str | Path, entries: Sequence[tuple[float, int, np.ndarray]]) -> None:

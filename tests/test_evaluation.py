@@ -1,242 +1,379 @@
-"""What an evaluation leaves behind, as a person starts it, and on ranks that see other sizes."""
+"""Evaluation and what it leaves: result files, several weights, the worst images, two processes."""
 
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
+import oneflow as flow
 import pytest
+import torch
+from libai.config import instantiate
 
-from conftest import CONFIG, TINY_MODEL, error_line, run_tool, tiny_run, train_sh
-from projects.SegFormer.evaluation.boundary_iou import BoundaryIoUEvaluator, boundary
-from projects.SegFormer.evaluation.mean_iou import MeanIoUEvaluator
-from projects.SegFormer.evaluation.result_files import ResultFiles
+from conftest import CLASSES, CONFIG, TINY_MODEL, run_tool, tiny_run
+from data_files import raises_line, save
+from projects.SegFormer.engine.config import load_config
+from projects.SegFormer.evaluation.boundary_iou import BoundaryIoUEvaluator
 from projects.SegFormer.evaluation.worst_images import WorstImages
-from projects.SegFormer.modeling.errors import InputError
+from projects.SegFormer.model_utils.model_weights import state_of
+from projects.SegFormer.model_utils.segf_loader import fill_model
+from projects.SegFormer.tools.train_net import weight_paths
 
-TOOL = "tools/train_net.py"
+# ImageNet's mean and standard deviation, as everywhere.
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+# cityscapesScripts' ids of the 19 classes that are evaluated.
+LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+
+# Tools, one command after the other in one process: it takes seconds to import OneFlow.
+COMMANDS = """
+import json, sys
+from projects.SegFormer.tools import predict, train_net
+for tool, arguments in json.load(open(sys.argv[1])):
+    code = dict(train_net=train_net.run, predict=predict.main)[tool](arguments)
+    if code:
+        sys.exit(code)
+"""
 
 
-# ---- boundaries ---------------------------------------------------------------------------------
+def blobs(rng: np.random.Generator, classes: int, height: int, width: int, ignored: float = 0.1):
+    """A random label map of round shapes, some of it 255: int64 (height, width)."""
+    label = np.zeros((height, width), np.uint8)
+    for _ in range(3 * classes):
+        centre = int(rng.integers(width)), int(rng.integers(height))
+        cv2.circle(label, centre, int(rng.integers(2, 14)), int(rng.integers(classes)), -1)
+    label[rng.random(label.shape) < ignored / 20] = 255
+    label[: int(ignored * height)] = 255
+    return label.astype(np.int64)
 
 
-def blobs(seed, size=(60, 80), classes=4):
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, classes, (6, 8)).astype(np.uint8)
-    return cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_NEAREST)
+# --- boundary IoU -------------------------------------------------------------------------------
 
 
-def boundary_by_distance(mask, steps):
-    """Pixels of the mask with a pixel outside it, or outside the image, in the square around."""
+def near_the_edge(mask: np.ndarray) -> np.ndarray:
+    """The pixels of a mask that are at most 2% of the diagonal from one outside it, brute force.
+
+    The distance is the larger of that in rows and that in columns. Cheng et al. erode by a 3x3
+    square as many times, with a frame of zeros around the image.
+    """
+    height, width = mask.shape
+    limit = max(1, round(0.02 * (height**2 + width**2) ** 0.5))
+    framed = np.pad(mask, 1)
+    outside = np.argwhere(~framed)
     found = np.zeros_like(mask)
-    padded = np.pad(mask, steps)
-    for y, x in np.argwhere(mask):
-        found[y, x] = not padded[y : y + 2 * steps + 1, x : x + 2 * steps + 1].all()
+    for row, column in np.argwhere(mask):
+        distances = np.abs(outside - (row + 1, column + 1)).max(axis=1)
+        found[row, column] = distances.min() <= limit
     return found
 
 
-@pytest.mark.parametrize("size", [(60, 80), (30, 200), (7, 5)])
-def test_boundary_is_what_is_near_the_edge(size):
-    mask = blobs(0, size) > 1
-    steps = max(1, round(0.02 * (size[0] ** 2 + size[1] ** 2) ** 0.5))
-    np.testing.assert_array_equal(boundary(mask), boundary_by_distance(mask, steps))
-
-
-def test_boundary_iou():
-    names = [f"class {i}" for i in range(5)]  # the last is nowhere
-    evaluator = BoundaryIoUEvaluator(names)
-    shared, either = np.zeros(5), np.zeros(5)
-    for seed in range(3):
-        label, prediction = blobs(seed), blobs(seed)
-        prediction = np.roll(prediction, seed + 1, axis=1)
-        label[:5, :9] = 255
+@pytest.mark.parametrize("size", [(40, 60), (70, 90), (130, 30), (20, 24)])
+def test_boundary_iou_is_that_of_brute_force(size):
+    """Limits of 1, 2 and 3 pixels; two images are counted together."""
+    rng, classes = np.random.default_rng(size), 3
+    evaluator = BoundaryIoUEvaluator([*CLASSES, "absent"])
+    shared, either = np.zeros(classes), np.zeros(classes)
+    for _ in range(2):
+        label = blobs(rng, classes, *size)
+        # Mostly right, as a prediction is: shapes moved by some pixels.
+        prediction = np.roll(np.where(label == 255, 0, label), rng.integers(-2, 3, 2), (0, 1))
         evaluator.update(prediction, label)
-        for index in range(5):
-            truth = boundary_by_distance(label == index, 2)
-            guess = boundary_by_distance((prediction == index) & (label != 255), 2)
+        for index in range(classes):
+            truth = near_the_edge(label == index)
+            guess = near_the_edge((prediction == index) & (label != 255))
             shared[index] += (truth & guess).sum()
             either[index] += (truth | guess).sum()
+    assert (shared > 0).all() and (shared < either).all()
     result = evaluator.evaluate()
-    expected = 100 * shared[:4] / either[:4]
-    assert list(result["boundary_IoU"].values()) == pytest.approx([*expected, None])
-    assert result["boundary_mIoU"] == pytest.approx(expected.mean())
-    assert 0 < result["boundary_mIoU"] < 100
+    expected = dict(zip(CLASSES, 100 * shared / either, strict=True))
+    assert result["boundary_IoU"].pop("absent") is None
+    assert result["boundary_IoU"] == pytest.approx(expected, rel=1e-12)
+    assert result["boundary_mIoU"] == pytest.approx(np.mean([*expected.values()]), rel=1e-12)
 
 
-# ---- worst images -------------------------------------------------------------------------------
+# --- worst images -------------------------------------------------------------------------------
 
 
-class Maps:
-    """A data set of random label maps."""
-
-    classes, palette = ["a", "b", "c"], [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
-
-    def __init__(self, count):
-        rng = np.random.default_rng(1)
-        self.labels = rng.choice([0, 1, 2, 255], (count, 12, 16)).astype(np.uint8)
-        self.images = [Path(f"image{index}.png") for index in range(count)]
-
-    def load(self, index):
-        return np.full((12, 16, 3), 120, np.uint8), self.labels[index]
+def mean_iou(prediction: np.ndarray, label: np.ndarray) -> float:
+    counted = label != 255
+    ious = []
+    for index in np.union1d(prediction[counted], label[counted]):
+        guess, truth = (prediction == index) & counted, label == index
+        ious.append((guess & truth).sum() / (guess | truth).sum())
+    return 100 * float(np.mean(ious))
 
 
-def test_worst_images_are_those_of_lowest_miou(tmp_path):
-    dataset, rng = Maps(12), np.random.default_rng(2)
-    worst, scores = WorstImages(dataset, 4), {}
-    for index, label in enumerate(dataset.labels):
-        right = rng.random(label.shape) < rng.random()
-        prediction = np.where(right & (label != 255), label, rng.integers(0, 3, label.shape))
-        worst.update(index, prediction, label)
-        evaluator = MeanIoUEvaluator(dataset.classes)
-        evaluator.update(prediction, label)
-        scores[index] = evaluator.evaluate()["mIoU"]
-    entries = worst.entries()
-    expected = sorted(scores, key=scores.get)[:4]
-    assert [index for _, index, _ in entries] == expected
-    assert [score for score, _, _ in entries] == [scores[index] for index in expected]
-    worst.draw(tmp_path / "worst.png", entries)
-    sheet = cv2.imread(str(tmp_path / "worst.png"))
-    assert (sheet == (60, 60, 255)).all(-1).any()  # wrong pixels, in BGR
+@pytest.mark.parametrize("count", [1, 5, 40])
+def test_worst_images_are_those_of_lowest_miou(count):
+    """Small maps, so that several have the same mIoU: the first of them is the worst.
+
+    So it does not matter which rank looks at which image.
+    """
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, (30, 2, 2))
+    predictions = rng.integers(0, 2, (30, 2, 2))
+    labels[7] = 255
+    scores = {i: mean_iou(predictions[i], labels[i]) for i in range(30) if i != 7}
+    assert len(set(scores.values())) < 10
+    expected = sorted(scores, key=lambda index: (scores[index], index))[:count]
+
+    def entries_of(indices) -> list:
+        worst = WorstImages(SimpleNamespace(classes=["a", "b"]), count)
+        for index in indices:
+            worst.update(index, predictions[index], labels[index])
+        return worst.entries()
+
+    for entries in (
+        entries_of(range(30)),
+        sorted(entries_of(range(0, 30, 2)) + entries_of(range(1, 30, 2)), key=lambda e: e[:2]),
+    ):
+        assert [index for _, index, _ in entries[:count]] == expected
+        for score, index, prediction in entries[:count]:
+            assert score == pytest.approx(scores[index])
+            np.testing.assert_array_equal(prediction, predictions[index])
 
 
-def test_images_without_a_label_are_no_worst(tmp_path):
-    worst = WorstImages(Maps(1), 2)
-    worst.update(0, np.zeros((12, 16), np.int64), np.full((12, 16), 255))
-    assert worst.entries() == []
+# --- the tools ----------------------------------------------------------------------------------
 
 
-# ---- results for a server -----------------------------------------------------------------------
+def weights_that_see_all_classes(config, folder: Path) -> Path:
+    """A checkpoint of the config's model, initial but for a classifier of strong opinions."""
+    flow.manual_seed(0)
+    state = state_of(instantiate(config.model))
+    name = "head.linear_pred.weight"
+    state[name] = np.random.default_rng(0).normal(size=state[name].shape).astype(np.float32)
+    flow.save({name: flow.tensor(value) for name, value in state.items()}, str(folder / "model"))
+    return folder
 
 
-def test_results_have_the_values_and_names_asked_for(tmp_path):
-    files = ResultFiles(
-        tmp_path / "out", [Path("a/x_1.jpg"), Path("b/y.2.png")], np.array([7, 11, 33], np.uint8)
+def arg_max(config, weights: Path, image: np.ndarray, flip: bool = False):
+    """The class of each pixel of an RGB image, and where it is clear and not a matter of rounding.
+
+    By PyTorch, from the logits of the network.
+    """
+    model = instantiate(config.model)
+    fill_model(model, str(weights))
+    model.eval()
+    normalised = ((image - np.array(MEAN)) / STD).astype(np.float32).transpose(2, 0, 1)[None]
+    total = 0
+    for step in (1, -1) if flip else (1,):
+        seen = np.ascontiguousarray(normalised[..., ::step])
+        with flow.no_grad():
+            logits = model(images=flow.tensor(seen))["prediction_scores"].numpy()
+        logits = torch.from_numpy(logits)
+        logits = torch.nn.functional.interpolate(logits, size=image.shape[:2], mode="bilinear")
+        total = total + logits[0].softmax(0).numpy()[..., ::step]
+    second, best = np.sort(total, axis=0)[-2:]
+    return total.argmax(0), best - second > 1e-4
+
+
+def picture(height: int, width: int, seed: int) -> np.ndarray:
+    """An RGB image of smooth colours."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+SIZES = {"a": (64, 96), "b": (48, 112)}  # of the images of a split
+WHOLE = ("inference.resize=null", "inference.crop_size=null", "inference.stride=null")
+# Data set: config, overrides, image file, label file or None for a split without.
+BENCHMARKS = {
+    "city_val": (
+        "configs/segformer_city.py",
+        WHOLE,
+        "leftImg8bit/val/town/{}_leftImg8bit.png",
+        "gtFine/val/town/{}_gtFine_labelIds.png",
+    ),
+    "city_test": (
+        "configs/segformer_city.py",
+        (*WHOLE, "dataloader.test.0.dataset.split=test"),
+        "leftImg8bit/test/town/{}_leftImg8bit.png",
+        None,
+    ),
+    "ade_validation": (
+        "configs/segformer_ade20k.py",
+        (*WHOLE, "inference.divisor=1"),
+        "images/validation/{}.jpg",
+        "annotations/validation/{}.png",
+    ),
+    "ade_testing": (
+        "configs/segformer_ade20k.py",
+        (*WHOLE, "inference.divisor=1", "dataloader.test.0.dataset.split=testing"),
+        "images/testing/{}.jpg",
+        None,
+    ),
+}
+
+
+def several_weights(trained: Path) -> dict[str, str]:
+    """What train.load_weight is given, by the name of the output folder."""
+    return {
+        "first": f"{trained}/model_0000007",
+        "second": f"{trained}/model_0000015",
+        "list": f"[{trained}/model_0000015,{trained}/model_final]",
+        "pattern": f"{trained}/model_00000*",
+    }
+
+
+@pytest.fixture(scope="module")
+def outputs(trained, folder_data, tmp_path_factory) -> Path:
+    """The results of all commands below, each in a folder of its name in this one."""
+    root = tmp_path_factory.mktemp("outputs")
+    commands = []
+    for name, (file, overrides, image, label) in BENCHMARKS.items():
+        data = root / "data" / name
+        for seed, (stem, size) in enumerate(SIZES.items()):
+            save(picture(*size, seed), data / image.format(stem))
+            if label:
+                save(np.full(size, 7, np.uint8), data / label.format(stem))
+        overrides = [*TINY_MODEL, *overrides, f"data.root={data}"]
+        weights = weights_that_see_all_classes(
+            load_config(file, overrides), root / "weights" / name
+        )
+        overrides += [f"train.load_weight={weights}", f"train.output_dir={root / name}"]
+        commands.append(["train_net", ["--config-file", file, "--format-only", *overrides]])
+    evaluate = ["--config-file", CONFIG, "--eval-only"]
+    for name, weights in several_weights(trained).items():
+        overrides = tiny_run(folder_data, root / name, f"train.load_weight={weights}")
+        commands.append(["train_net", [*evaluate, *overrides]])
+    more = (
+        f"train.load_weight={trained}/model_final",
+        "train.evaluation.worst_images=3",
+        "train.evaluation.boundary_iou=True",
     )
-    prediction = np.array([[0, 1], [2, 1]])
-    files.write(1, prediction)
-    written = cv2.imread(str(tmp_path / "out" / "y.2.png"), cv2.IMREAD_UNCHANGED)
-    np.testing.assert_array_equal(written, [[7, 11], [33, 11]])
-    assert not (tmp_path / "out" / "x_1.png").exists()
+    commands.append(["train_net", [*evaluate, *tiny_run(folder_data, root / "worst", *more)]])
+    arguments = {
+        "config": trained / "config.yaml",
+        "weights": trained / "model_0000007",
+        "output": root / "flip",
+    }
+    arguments = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
+    images = str(folder_data / "images" / "val")
+    commands.append(["predict", [*arguments, images, "inference.flip=True"]])
+    script, file = root / "commands.py", root / "commands.json"
+    script.write_text(COMMANDS)
+    file.write_text(json.dumps(commands))
+    process = run_tool(str(script), str(file))
+    assert process.returncode == 0, process.stderr
+    return root
 
 
-def test_two_images_of_one_name(tmp_path):
-    with pytest.raises(InputError, match="two images are called x"):
-        ResultFiles(tmp_path, [Path("a/x.jpg"), Path("b/x.jpg")], np.arange(3, dtype=np.uint8))
+def evaluation(output: Path) -> dict:
+    return json.loads((output / "evaluation.json").read_text())
 
 
-LAYOUTS = {
-    # images, labels, values of the label files, config and its split without labels
-    "city": ("leftImg8bit/val/town/{}_leftImg8bit", "gtFine/val/town/{}_gtFine_labelIds"),
-    "ade20k": ("images/validation/{}", "annotations/validation/{}"),
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_result_files_have_the_values_of_the_benchmark(outputs, name):
+    file, overrides, image, _ = BENCHMARKS[name]
+    config = load_config(file, [*TINY_MODEL, *overrides])
+    data, results = outputs / "data" / name, outputs / name / "results"
+    paths = {stem: data / image.format(stem) for stem in SIZES}
+    assert {path.name for path in results.iterdir()} == {f"{p.stem}.png" for p in paths.values()}
+    for stem, size in SIZES.items():
+        rgb = cv2.imread(str(paths[stem]))[..., ::-1]
+        best, is_clear = arg_max(config, outputs / "weights" / name, rgb)
+        # Cityscapes' server wants label ids, ADE20K's counts from 1.
+        values = np.array(LABEL_IDS)[best] if name.startswith("city") else best + 1
+        result = cv2.imread(str(results / f"{paths[stem].stem}.png"), cv2.IMREAD_UNCHANGED)
+        assert result.dtype == np.uint8 and result.shape == size
+        assert is_clear.mean() > 0.95 and len(np.unique(best[is_clear])) > 3
+        np.testing.assert_array_equal(result[is_clear], values[is_clear])
+    assert not (outputs / name / "evaluation.json").exists()
+
+
+def flat(result: dict) -> dict:
+    """One figure a name, as several weights are written: {"IoU": {"sky": 1}} -> {"IoU/sky": 1}."""
+    found = {}
+    for name, value in result.items():
+        nested = value if isinstance(value, dict) else None
+        found |= {f"{name}/{n}": v for n, v in nested.items()} if nested else {name: value}
+    return found
+
+
+def test_several_weights_are_evaluated_one_after_the_other(outputs, trained):
+    first, second, last = (
+        flat(evaluation(folder)) for folder in (outputs / "first", outputs / "second", trained)
+    )
+    assert len({result["mIoU"] for result in (first, second, last)}) == 3
+    assert evaluation(outputs / "list") == {
+        f"{trained}/model_0000015": second,
+        f"{trained}/model_final": last,
+    }
+    assert evaluation(outputs / "pattern") == {
+        f"{trained}/model_0000007": first,
+        f"{trained}/model_0000015": second,
+    }
+
+
+def test_weights_that_are_not_there(trained):
+    pattern = f"{trained}/epoch_*"
+    with raises_line(re.escape(f"train.load_weight={pattern}: nothing is called so")):
+        weight_paths([f"{trained}/model_final", pattern])
+
+
+def test_sheet_of_the_worst_images(outputs, trained, folder_data):
+    assert evaluation(outputs / "worst").items() > evaluation(trained).items()
+    assert 0 < evaluation(outputs / "worst")["boundary_mIoU"] < evaluation(trained)["mIoU"]
+    sheet = cv2.imread(str(outputs / "worst" / "worst_images.png"))
+    height, width = sheet.shape[:2]
+    assert 3 * 240 < height < 4 * 240 and 4 * 360 < width < 5 * 360  # 3 rows of 4 pictures
+
+
+def test_prediction_with_flip(outputs, trained, folder_data):
+    config = load_config(str(trained / "config.yaml"))
+    without = 0
+    for path in sorted((folder_data / "images" / "val").iterdir()):
+        rgb = cv2.imread(str(path))[..., ::-1]
+        best, is_clear = arg_max(config, trained / "model_0000007", rgb, flip=True)
+        assert is_clear.mean() > 0.95
+        result = cv2.imread(str(outputs / "flip" / f"{path.stem}_labels.png"), cv2.IMREAD_UNCHANGED)
+        np.testing.assert_array_equal(result[is_clear], best[is_clear])
+        plain, _ = arg_max(config, trained / "model_0000007", rgb)
+        without += (plain != result)[is_clear].sum()
+    assert without > 0  # or nothing would have been asked
+
+
+# --- two processes ------------------------------------------------------------------------------
+
+MODES = {
+    "whole": (),
+    "slide": ("inference.crop_size=[64,64]", "inference.stride=[40,48]"),
+    "resize": ("inference.resize=[64,120]", "inference.divisor=32"),
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_format_only(tmp_path, name):
-    """The same network, evaluated in the ordinary way: its labels say what must be in the files."""
-    rng = np.random.default_rng(0)
-    image_name, label_name = LAYOUTS[name]
-    suffix = ".png" if name == "city" else ".jpg"
-    for index in range(2):
-        stem = f"town_{index:06d}_000019" if name == "city" else f"ADE_val_{index:08d}"
-        size = (40 + 24 * index, 64)
-        for pattern, end, shape in ((image_name, suffix, (*size, 3)), (label_name, ".png", size)):
-            path = tmp_path / (pattern.format(stem) + end)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(
-                str(path),
-                rng.integers(0, 8, shape, dtype=np.uint8)
-                * (30 if end == suffix and len(shape) == 3 else 1),
-            )
-    command = [TOOL, "--config-file", f"configs/segformer_{name}.py", *TINY_MODEL]
-    command += [
-        f"data.root={tmp_path}",
-        "inference.resize=[64,96]",
-        "dataloader.test.0.num_workers=0",
-    ]
-    if name == "city":
-        command += ["inference.crop_size=[64,64]", "inference.stride=[32,32]"]
-    process = run_tool(*command, "--format-only", f"train.output_dir={tmp_path / 'out'}")
-    assert process.returncode == 0, process.stderr
-    written = sorted((tmp_path / "out" / "results").glob("*.png"))
-    images = sorted((tmp_path / image_name).parent.glob(f"*{suffix}"))
-    assert [path.stem for path in written] == [path.stem for path in images]
-    # label ids of the training classes of Cityscapes; ADE20K's classes counted from 1
-    allowed = {7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33}
-    if name == "ade20k":
-        allowed = set(range(1, 151))
-    for result, image in zip(written, images, strict=True):
-        values = cv2.imread(str(result), cv2.IMREAD_UNCHANGED)
-        assert values.shape == cv2.imread(str(image)).shape[:2]
-        assert set(np.unique(values)) <= allowed
-    assert not (tmp_path / "out" / "evaluation.json").exists()
-
-
-# ---- several checkpoints ------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_several_checkpoints(folder_data, trained, tmp_path):
-    run = ["--config-file", CONFIG, "--eval-only", *tiny_run(folder_data, tmp_path)]
-    several = run_tool(
-        TOOL, *run, f"train.load_weight='{trained}/model_0*'", "train.evaluation.worst_images=2"
-    )
-    assert several.returncode == 0, several.stderr
-    results = json.loads((tmp_path / "evaluation.json").read_text())
-    assert sorted(Path(path).name for path in results) == ["model_0000007", "model_0000015"]
-    assert (tmp_path / "worst_images.png").exists()
-    for path, expected in results.items():
-        alone = run_tool(TOOL, *run, f"train.load_weight={path}")
-        assert alone.returncode == 0, alone.stderr
-        result = json.loads((tmp_path / "evaluation.json").read_text())
-        assert result["mIoU"] == expected["mIoU"] and result["IoU"]["disc"] == expected["IoU/disc"]
-    values = [result["mIoU"] for result in results.values()]
-    assert values[0] != values[1]
-
-
-def test_a_pattern_of_nothing(folder_data, tmp_path):
-    command = tiny_run(folder_data, tmp_path, "train.load_weight='nowhere/model_*'")
-    process = run_tool(TOOL, "--config-file", CONFIG, "--eval-only", *command)
-    assert "train.load_weight=nowhere/model_*: nothing is called so" in error_line(process)
-
-
-# ---- ranks --------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "mode",
-    [
-        (),
-        ("inference.resize=[64,128]", "inference.divisor=32", "inference.flip=True"),
-        ("inference.crop_size=[48,48]", "inference.stride=[32,32]"),
-    ],
-    ids=("whole", "resized", "slide"),
-)
-def test_ranks_with_images_of_many_sizes(trained, tmp_path, mode):
-    """Two ranks compute each batch together, and yet give the figures of one, image for image."""
-    rng = np.random.default_rng(3)
+def test_images_of_different_sizes_on_two_processes(trained, folder_data, run_ranks, tmp_path):
+    """Which come in turns, so that neighbours cannot go through the network together."""
     for kind in ("images", "annotations"):
-        for split in ("train", "val"):
-            (tmp_path / kind / split).mkdir(parents=True)
-    for index, size in enumerate(
-        [(64, 80), (70, 50), (64, 80), (33, 97), (70, 50), (64, 80), (90, 90)]
-    ):
-        label = rng.integers(0, 3, size, dtype=np.uint8)
-        image = cv2.GaussianBlur((label[..., None] * (90, 60, 30)).astype(np.uint8), (5, 5), 0)
-        for split in ("train", "val"):
-            cv2.imwrite(str(tmp_path / "images" / split / f"{index}.png"), image)
-            cv2.imwrite(str(tmp_path / "annotations" / split / f"{index}.png"), label)
-    results = []
-    for ranks in (1, 2):
-        output = tmp_path / f"ranks{ranks}"
-        command = [*tiny_run(tmp_path, output), f"train.load_weight={trained}/model_final", *mode]
-        command += ["train.evaluation.worst_images=3", "train.evaluation.boundary_iou=True"]
-        code, _, stderr = train_sh(CONFIG, str(ranks), "--eval-only", *command)
-        assert code == 0, stderr
-        results.append(json.loads((output / "evaluation.json").read_text()))
-        sheet = cv2.imread(str(output / "worst_images.png"))
-        results[-1]["sheet"] = sheet.tolist()
-    assert results[0] == results[1]
-    assert 0 < results[0]["mIoU"] < 100
+        for index in range(7):
+            height, width = ((80, 96), (57, 91), (80, 64))[index % 3]
+            source = folder_data / kind / "train" / f"{index:02d}.png"
+            target = tmp_path / "data" / kind / "val" / source.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            cropped = cv2.imread(str(source), cv2.IMREAD_UNCHANGED)[:height, :width]
+            cv2.imwrite(str(target), cropped)
+    for processes in (1, 2):
+        commands = []
+        for mode, overrides in MODES.items():
+            more = (
+                f"train.load_weight={trained}/model_0000007",
+                f"train.dist.data_parallel_size={processes}",
+                "train.evaluation.worst_images=3",
+                "train.evaluation.boundary_iou=True",
+                *overrides,
+            )
+            output = tmp_path / f"{mode}_{processes}"
+            overrides = tiny_run(tmp_path / "data", output, *more)
+            commands.append(["train_net", ["--config-file", CONFIG, "--eval-only", *overrides]])
+        file = tmp_path / "commands.json"
+        file.write_text(json.dumps(commands))
+        run_ranks(processes, COMMANDS, file)
+    figures = [evaluation(tmp_path / f"{mode}_1") for mode in MODES]
+    assert len({result["aAcc"] for result in figures}) == len(MODES)
+    for mode in MODES:
+        one, two = tmp_path / f"{mode}_1", tmp_path / f"{mode}_2"
+        assert evaluation(two) == evaluation(one)
+        sheets = [(output / "worst_images.png").read_bytes() for output in (one, two)]
+        assert sheets[0] == sheets[1]
