@@ -73,7 +73,7 @@ def evaluate_segmentation(
     result = _summed(evaluators)
     if worst_images:
         entries = sorted(_from_all_ranks(worst.entries()), key=lambda entry: entry[:2])
-        if dist.is_main_process():
+        if entries and dist.is_main_process():
             path = os.path.join(output_dir, "worst_images.png")
             worst.draw(path, entries[:worst_images])
             logger.info(f"The images of lowest mIoU are in {path}")
