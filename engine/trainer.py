@@ -54,6 +54,7 @@ class SegformerTrainer(DefaultTrainer):
                     f"train.{setting}.enabled has no effect in eager mode: add graph.enabled=True, "
                     "or leave it"
                 )
+        build_inference(cfg)  # what is wrong with it is told now, not at the first evaluation
         self._resumed_from = last_checkpoint(cfg.train.output_dir) if cfg.train.resume else None
         cfg.train.start_iter = self._resumed_from[1] + 1 if self._resumed_from else 0
         super().__init__(cfg)

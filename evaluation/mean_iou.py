@@ -161,10 +161,7 @@ def write_json(result: dict, path: str | Path) -> None:
     NaN, which JSON lacks, becomes null.
     """
     path = Path(path)
-    result = {
-        key: None if isinstance(value, float) and math.isnan(value) else value
-        for key, value in result.items()
-    }
+    result = _without_nan(result)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
@@ -175,6 +172,12 @@ def write_json(result: dict, path: str | Path) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _without_nan(value):
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _percent(part: int, whole: int) -> float | None:

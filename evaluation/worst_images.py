@@ -62,11 +62,9 @@ class WorstImages:
 
 
 def _fit(picture: np.ndarray) -> np.ndarray:
-    """A picture scaled to fit in TILE, centred on white."""
+    """A picture scaled to fit in TILE, in its upper left corner, on white."""
     scale = min(TILE[0] / picture.shape[0], TILE[1] / picture.shape[1])
     height, width = (max(1, round(side * scale)) for side in picture.shape[:2])
     tile = np.full((*TILE, 3), 255, np.uint8)
-    top, left = (TILE[0] - height) // 2, (TILE[1] - width) // 2
-    small = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
-    tile[top : top + height, left : left + width] = small
+    tile[:height, :width] = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
     return tile

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from conftest import ROOT
 from projects.SegFormer.engine.config import load_config
+from projects.SegFormer.engine.trainer import SegformerTrainer
 from projects.SegFormer.modeling.errors import InputError
 
 CONFIGS = ROOT / "configs"
@@ -268,6 +269,12 @@ def test_weights_path_may_follow_the_size():
 def test_model_size_that_is_none():
     with pytest.raises(InputError, match="model_size=b6: expected one of b0, b1, b2, b3, b4, b5"):
         load_config(CITY, ["model_size=b6"])
+
+
+def test_windows_that_do_not_fit_are_told_before_the_training():
+    config = load_config(CITY, ["data.crop=[512,512]"])
+    with pytest.raises(InputError, match="inference.stride=.*768.*larger than inference.crop_size"):
+        SegformerTrainer(config)
 
 
 def test_crop_of_a_recipe_is_written_once():

@@ -16,6 +16,7 @@ from conftest import CLASSES, CONFIG, TINY_MODEL, run_tool, tiny_run
 from data_files import raises_line, save
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.evaluation.boundary_iou import BoundaryIoUEvaluator
+from projects.SegFormer.evaluation.result_files import ResultFiles
 from projects.SegFormer.evaluation.worst_images import WorstImages
 from projects.SegFormer.model_utils.model_weights import state_of
 from projects.SegFormer.model_utils.segf_loader import fill_model
@@ -282,6 +283,11 @@ def test_result_files_have_the_values_of_the_benchmark(outputs, name):
     assert not (outputs / name / "evaluation.json").exists()
 
 
+def test_two_images_of_one_name(tmp_path):
+    with raises_line("two images are called x"):
+        ResultFiles(tmp_path, [Path("a/x.jpg"), Path("b/x.jpg")], np.arange(3, dtype=np.uint8))
+
+
 def flat(result: dict) -> dict:
     """One figure a name, as several weights are written: {"IoU": {"sky": 1}} -> {"IoU/sky": 1}."""
     found = {}
@@ -318,6 +324,7 @@ def test_sheet_of_the_worst_images(outputs, trained, folder_data):
     sheet = cv2.imread(str(outputs / "worst" / "worst_images.png"))
     height, width = sheet.shape[:2]
     assert 3 * 240 < height < 4 * 240 and 4 * 360 < width < 5 * 360  # 3 rows of 4 pictures
+    assert (sheet == (60, 60, 255)).all(axis=-1).any()  # wrong pixels, in BGR
 
 
 def test_prediction_with_flip(outputs, trained, folder_data):
@@ -339,7 +346,7 @@ def test_prediction_with_flip(outputs, trained, folder_data):
 MODES = {
     "whole": (),
     "slide": ("inference.crop_size=[64,64]", "inference.stride=[40,48]"),
-    "resize": ("inference.resize=[64,120]", "inference.divisor=32"),
+    "resize": ("inference.resize=[64,120]", "inference.divisor=32", "inference.flip=True"),
 }
 
 

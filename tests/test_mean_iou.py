@@ -198,6 +198,8 @@ def test_json_has_no_nan(tmp_path):
     text = (tmp_path / "result.json").read_text(encoding="utf-8")
     read = json.loads(text, parse_constant=pytest.fail)
     assert read["mIoU"] is None and read["IoU"] == {"天空": None, "car": None}
+    write_json({"a": {"mIoU": math.nan}}, tmp_path / "result.json")
+    assert json.loads((tmp_path / "result.json").read_text()) == {"a": {"mIoU": None}}
 
 
 def test_json_is_replaced_whole_or_not_at_all(tmp_path):
