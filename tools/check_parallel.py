@@ -154,9 +154,9 @@ def train(config, task: str, mode: str) -> tuple[dict, dict]:
         lazy.cfg.update(num_classes=CLASSES, drop_path_rate=0.0)
     model = instantiate(lazy).train()
     if task == "segmentation":
-        # Of a value within rounding of 0 it is up to rounding on which side the head's ReLU sees it,
-        # and one that changes sides changes weights by more than TOLERANCE. Three deviations above 0
-        # such values are a hundredth as many.
+        # On which side the head's ReLU sees a value near 0 is up to rounding, and one that changes
+        # sides changes weights by more than TOLERANCE. With the mean three deviations above 0 there
+        # are a hundredth as many.
         bias = model.head.batch_norm.bias
         assign(bias, np.full(tuple(bias.shape), 3.0))
     optimizer = build_optimizer(config.optim, model)
