@@ -129,6 +129,7 @@ def work(folder: str, split: tuple) -> None:
             # whole steps of rounding, and a gradient that is counted twice would change nothing.
             "optim.eps=1e-3",
             "optim.params.lr=1e-3",
+            "optim.params.head_lr_multiplier=1.0",
         ],
     )
     names = ("data_parallel_size", "tensor_parallel_size", "pipeline_parallel_size")
