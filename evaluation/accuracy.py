@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from libai.evaluation.evaluator import DatasetEvaluator
 
+from projects.SegFormer.evaluation.mean_iou import percent
 from projects.SegFormer.modeling.errors import InputError
 
 
@@ -76,7 +77,7 @@ def scores(counts: np.ndarray, classes: Sequence[str]) -> dict:
         "top1": 100.0 * float(top1) / float(total) if total else math.nan,
         "top5": 100.0 * float(top5) / float(total) if total else math.nan,
         "Acc": {
-            name: 100.0 * float(right) / float(labelled) if labelled else None
+            name: percent(right, labelled)
             for name, (labelled, right, _) in zip(classes, counts, strict=True)
         },
     }

@@ -4,6 +4,8 @@ import cv2
 import numpy as np
 from libai.evaluation.evaluator import DatasetEvaluator
 
+from projects.SegFormer.evaluation.mean_iou import mean, percent
+
 DISTANCE = 0.02  # of the image's diagonal, as in the paper
 
 
@@ -37,12 +39,10 @@ class BoundaryIoUEvaluator(DatasetEvaluator):
     def evaluate(self) -> dict:
         """{"boundary_mIoU": float, "boundary_IoU": {class: float or None}} in percent."""
         iou = {
-            name: 100.0 * float(shared) / float(either) if either else None
+            name: percent(shared, either)
             for name, (shared, either) in zip(self.classes, self.counts, strict=True)
         }
-        present = [value for value in iou.values() if value is not None]
-        mean = sum(present) / len(present) if present else float("nan")
-        return {"boundary_mIoU": mean, "boundary_IoU": iou}
+        return {"boundary_mIoU": mean(iou.values()), "boundary_IoU": iou}
 
 
 def boundary(mask: np.ndarray) -> np.ndarray:

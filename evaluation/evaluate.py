@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from projects.SegFormer.dataset.sampler import Draw
 from projects.SegFormer.evaluation.accuracy import AccuracyEvaluator
 from projects.SegFormer.evaluation.boundary_iou import BoundaryIoUEvaluator
-from projects.SegFormer.evaluation.inference import Inference
+from projects.SegFormer.evaluation.inference import Inference, local_part
 from projects.SegFormer.evaluation.mean_iou import MeanIoUEvaluator
 from projects.SegFormer.evaluation.result_files import ResultFiles
 from projects.SegFormer.evaluation.worst_images import WorstImages
@@ -64,7 +65,7 @@ def evaluate_segmentation(
     if boundary_iou:
         evaluators.append(BoundaryIoUEvaluator(dataset.classes, model.ignore_index))
     worst = WorstImages(dataset, worst_images)
-    predict = _label_maps(model, inference)
+    predict = partial(inference, model)
     for index, prediction, label in _samples(model, loader, predict, inference, max_batches):
         for evaluator in evaluators:
             evaluator.update(prediction, label)
@@ -90,7 +91,7 @@ def write_results(
     """
     dataset = loader.dataset
     files = ResultFiles(folder, dataset.images, dataset.result_values)
-    predict = _label_maps(model, inference)
+    predict = partial(inference, model)
     for index, prediction, _ in _samples(model, loader, predict, inference, max_batches):
         files.write(index, prediction)
     dist.synchronize()
@@ -106,20 +107,12 @@ def evaluate_classification(model: nn.Module, loader, *, max_batches: int) -> di
     evaluator = AccuracyEvaluator(loader.dataset.classes)
 
     def predict(images: np.ndarray, size: tuple) -> np.ndarray | None:
-        logits = model(images=flow.from_numpy(images))["prediction_scores"]
-        return logits.to_local().numpy() if _holds(logits) else None
+        logits = local_part(model(images=flow.from_numpy(images))["prediction_scores"])
+        return None if logits is None else logits.numpy()
 
     for _, logits, label in _samples(model, loader, predict, None, max_batches):
         evaluator.update(logits[None], np.array([label]))
     return _summed([evaluator])
-
-
-def _label_maps(model: nn.Module, inference: Inference) -> Callable:
-    return lambda images, size: inference(model, images, size)
-
-
-def _holds(tensor) -> bool:
-    return flow.env.get_rank() in tensor.placement.ranks
 
 
 def _samples(

@@ -35,8 +35,8 @@ class Inference:
         crop_size: (height, width) of the windows; None for whole images. An image that is smaller
             is one window.
         stride: (height, width) from window to window; at most crop_size.
-        resize: (long side, short side) that the image is scaled to fit in first, ratio kept; None
-            to leave it. Scales are relative to it.
+        resize: two sides, in either order, that the image is scaled to fit in first, its longer one
+            in the longer, ratio kept; None to leave it. Scales are relative to it.
         divisor: scaled sides are rounded up to a multiple of it.
         scales: of test-time augmentation.
         flip: whether each scale is also seen mirrored.
@@ -104,10 +104,6 @@ class Inference:
         height, width = images.shape[-2:]
         if mirrored:
             images = images[..., ::-1]
-        to_size = (
-            _interpolation(height, size[0]),
-            _interpolation(width, size[1], mirrored),
-        )
         rows, columns = (
             _spans(side, crop, step)
             for side, crop, step in zip(
@@ -121,13 +117,11 @@ class Inference:
                 logits = _local_logits(model, images[..., top:bottom, left:right])
                 if logits is None:
                     continue
-                windows.append(
-                    _Window(
-                        logits,
-                        _placed(logits.shape[1], (top, bottom), counts[0], to_size[0]),
-                        _placed(logits.shape[2], (left, right), counts[1], to_size[1]),
-                    )
-                )
+                to_rows = _placed(logits.shape[1], (top, bottom), counts[0], size[0])
+                to_columns = _placed(logits.shape[2], (left, right), counts[1], size[1])
+                if mirrored:  # interpolation is symmetric, so the result is turned round
+                    to_columns = to_columns[::-1]
+                windows.append(_Window(logits, to_rows, to_columns))
         return windows or None
 
     def input_size(self, size: Sequence[int], scale: float) -> tuple[int, int]:
@@ -173,17 +167,7 @@ def _counts(side: int, spans: list[tuple[int, int]]) -> np.ndarray:
     return counts
 
 
-def _interpolation(side: int, result: int, mirrored: bool = False) -> np.ndarray | None:
-    """(result, side): from the network's input to the result; None for no change."""
-    if side == result and not mirrored:
-        return None
-    weights = np.eye(side)
-    if side != result:
-        weights = interpolation_weights(side, result)
-    return weights[:, ::-1] if mirrored else weights
-
-
-def _placed(length: int, span: tuple[int, int], counts, to_result: np.ndarray | None):
+def _placed(length: int, span: tuple[int, int], counts: np.ndarray, result: int) -> np.ndarray:
     """(result, length): logits up to their window, it into the image, that to the result.
 
     A window that was padded to MIN_SIDE has logits beyond its end, which no pixel reads.
@@ -191,9 +175,9 @@ def _placed(length: int, span: tuple[int, int], counts, to_result: np.ndarray | 
     start, end = span
     within = interpolation_weights(length, max(end - start, MIN_SIDE))[: end - start]
     within /= counts[start:end, None]
-    if to_result is not None:
-        return to_result[:, start:end] @ within
-    placed = np.zeros((len(counts), length))
+    if len(counts) != result:
+        return interpolation_weights(len(counts), result)[:, start:end] @ within
+    placed = np.zeros((result, length))
     placed[start:end] = within
     return placed
 
@@ -203,9 +187,13 @@ def _local_logits(model, images: np.ndarray) -> flow.Tensor | None:
     missing = [max(MIN_SIDE - side, 0) for side in images.shape[-2:]]
     images = np.pad(images, ((0, 0), (0, 0), (0, missing[0]), (0, missing[1])))
     logits = model(images=flow.from_numpy(np.ascontiguousarray(images)))["prediction_scores"]
-    if flow.env.get_rank() not in logits.placement.ranks:
-        return None
-    return logits.to_local().permute(0, 2, 3, 1).contiguous()
+    logits = local_part(logits)
+    return None if logits is None else logits.permute(0, 2, 3, 1).contiguous()
+
+
+def local_part(tensor: flow.Tensor) -> flow.Tensor | None:
+    """What this rank has of a global tensor; None where it is on other ranks, of another stage."""
+    return tensor.to_local() if flow.env.get_rank() in tensor.placement.ranks else None
 
 
 def _strip(views: list[list[_Window]], rows: slice):

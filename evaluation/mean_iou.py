@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -98,16 +98,16 @@ def scores(
     labelled = counts.sum(axis=1)
     predicted = counts.sum(axis=0)[:-1]
     iou = _iou(counts)
-    dice = [_percent(2 * r, n + p) for r, n, p in zip(right, labelled, predicted, strict=True)]
-    acc = [_percent(r, n) for r, n in zip(right, labelled, strict=True)]
+    dice = [percent(2 * r, n + p) for r, n, p in zip(right, labelled, predicted, strict=True)]
+    acc = [percent(r, n) for r, n in zip(right, labelled, strict=True)]
     total = int(counts.sum())
     weighted = sum(i * int(n) for i, n in zip(iou, labelled, strict=True) if n)
     result = {
-        "mIoU": _mean(iou),
-        "mAcc": _mean(acc),
+        "mIoU": mean(iou),
+        "mAcc": mean(acc),
         "aAcc": 100.0 * float(right.sum()) / total if total else math.nan,
         "fwIoU": weighted / total if total else math.nan,
-        "mDice": _mean(dice),
+        "mDice": mean(dice),
         "IoU": dict(zip(classes, iou, strict=True)),
         "Acc": dict(zip(classes, acc, strict=True)),
         "Dice": dict(zip(classes, dice, strict=True)),
@@ -118,7 +118,7 @@ def scores(
         to_columns = np.pad(member, ((0, 1), (0, 1)))
         to_columns[-1, -1] = 1
         category_iou = _iou(member @ counts @ to_columns.T)
-        result["category_mIoU"] = _mean(category_iou)
+        result["category_mIoU"] = mean(category_iou)
         result["category_IoU"] = dict(zip(names, category_iou, strict=True))
     return result
 
@@ -126,7 +126,7 @@ def scores(
 def _iou(counts: np.ndarray) -> list[float | None]:
     right = np.diag(counts)
     union = counts.sum(axis=1) + counts.sum(axis=0)[:-1] - right
-    return [_percent(r, u) for r, u in zip(right, union, strict=True)]
+    return [percent(r, u) for r, u in zip(right, union, strict=True)]
 
 
 def format_table(result: dict) -> str:
@@ -180,11 +180,13 @@ def _without_nan(value):
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _percent(part: int, whole: int) -> float | None:
+def percent(part: int, whole: int) -> float | None:
+    """A share in percent; None of nothing."""
     return 100.0 * float(part) / float(whole) if whole else None
 
 
-def _mean(values: Sequence[float | None]) -> float:
+def mean(values: Iterable[float | None]) -> float:
+    """Of those that are not None; NaN if there is none."""
     present = [value for value in values if value is not None]
     return sum(present) / len(present) if present else math.nan
 
