@@ -3,11 +3,13 @@
 All modes end in the class of every pixel at a size that is asked for. Between the network's logits
 and that size everything but a softmax is linear and separable: upsampling to the image, putting
 windows together, undoing a flip, and resizing to the label. So each window keeps its logits at
-their own size, and a matrix for its rows and one for its columns do all of it, strip by strip. What
-is in memory beside the logits is one strip of the result, however large the image is.
+their own size, and a matrix for its rows and one for its columns do all of it, tile by tile. What
+is in memory beside the logits are a few tiles of the result, however large the image is.
 """
 
+import math
 from collections.abc import Sequence
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +18,11 @@ from libai.config import instantiate
 
 from projects.SegFormer.dataset.transforms import Resize
 from projects.SegFormer.modeling.errors import InputError
+from projects.SegFormer.modeling.lanes import in_turn, lane_count
 from projects.SegFormer.modeling.layers import interpolation_weights
 from projects.SegFormer.modeling.segformer_model import MIN_SIDE
 
-STRIP_VALUES = 2**24  # of a strip of the result: rows x width x classes x images
+TILE_VALUES = 2**20  # of a tile of the result: rows x columns x classes x images
 
 
 class Inference:
@@ -91,13 +94,18 @@ class Inference:
         ]
         if any(view is None for view in views):
             return None
-        n, *_, classes = views[0][0].logits.shape
-        rows = max(1, STRIP_VALUES // (n * size[1] * classes))
-        strips = [
-            flow.argmax(_strip(views, slice(top, min(top + rows, size[0]))), dim=-1).numpy()
-            for top in range(0, size[0], rows)
-        ]
-        return np.concatenate(strips, axis=1)
+        logits = views[0][0].logits
+        n, *_, classes = logits.shape
+        side = max(1, math.isqrt(TILE_VALUES // (n * classes)))
+        tiles = list(product(*(_slices(length, side) for length in size)))
+        result = np.empty((n, *size), np.int64)
+        lanes = lane_count(logits)
+        for first in range(0, len(tiles), lanes):
+            group = tiles[first : first + lanes]
+            scores = in_turn(lambda tile: _scores(views, *tile), group, lanes)
+            for (rows, columns), tile_scores in zip(group, scores):
+                result[:, rows, columns] = _best(tile_scores)
+        return result
 
     def _view(self, model, images, scale: float, mirrored: bool, size) -> list["_Window"] | None:
         images = self._scaled(images, scale)
@@ -196,34 +204,52 @@ def local_part(tensor: flow.Tensor) -> flow.Tensor | None:
     return tensor.to_local() if flow.env.get_rank() in tensor.placement.ranks else None
 
 
-def _strip(views: list[list[_Window]], rows: slice):
-    """Some rows of the result, (N, rows, width, C): logits of one view, else mean probabilities."""
+def _slices(length: int, side: int) -> list[slice]:
+    return [slice(start, min(start + side, length)) for start in range(0, length, side)]
+
+
+def _scores(views: list[list[_Window]], rows: slice, columns: slice):
+    """A tile of the result, (N, rows, columns, C): logits of one view, else mean probabilities."""
     if len(views) == 1:
-        return _joined(views[0], rows)
+        return _joined(views[0], rows, columns)
     total = None
     for view in views:
-        probabilities = flow.softmax(_joined(view, rows), dim=-1)
+        probabilities = flow.softmax(_joined(view, rows, columns), dim=-1)
         total = probabilities if total is None else total + probabilities
     return total / len(views)
 
 
-def _joined(windows: list[_Window], rows: slice):
-    """Some rows of a view at the result's size: (N, rows, width, C)."""
+def _joined(windows: list[_Window], rows: slice, columns: slice):
+    """A tile of a view at the result's size: (N, rows, columns, C)."""
     total = None
     for logits, to_rows, to_columns in windows:
-        to_rows = to_rows[rows]
-        sources = np.flatnonzero(to_rows.any(axis=0))
-        if not len(sources):
+        to_rows, to_columns = to_rows[rows], to_columns[columns]
+        top, bottom = _sources(to_rows)
+        left, right = _sources(to_columns)
+        if bottom == top or right == left:
             continue
-        first, last = sources[0], sources[-1] + 1
-        n, _, w, classes = logits.shape
-        part = logits[:, first:last].reshape(n, last - first, w * classes)
-        part = flow.matmul(_matrix(to_rows[:, first:last], logits), part)
-        part = part.reshape(n * len(to_rows), w, classes)
-        part = flow.matmul(_matrix(to_columns, logits), part)
-        part = part.reshape(n, len(to_rows), len(to_columns), classes)
+        # The columns first: that is on the few rows that there are.
+        part = logits[:, top:bottom, left:right]
+        part = flow.matmul(_matrix(to_columns[:, left:right], logits), part)
+        n, height, width, classes = part.shape
+        part = part.reshape(n, height, width * classes)
+        part = flow.matmul(_matrix(to_rows[:, top:bottom], logits), part)
+        part = part.reshape(n, len(to_rows), width, classes)
         total = part if total is None else total + part
     return total
+
+
+def _sources(matrix: np.ndarray) -> tuple[int, int]:
+    """The range of columns in which a matrix is not zero."""
+    found = np.flatnonzero(matrix.any(axis=0))
+    return (found[0], found[-1] + 1) if len(found) else (0, 0)
+
+
+def _best(scores: flow.Tensor) -> np.ndarray:
+    """The class of the highest score: (..., C) -> (...)."""
+    if scores.device.type == "cpu":  # a tenth of the time of OneFlow's for 150 classes
+        return scores.numpy().argmax(axis=-1)
+    return flow.argmax(scores, dim=-1).numpy()
 
 
 def _matrix(values: np.ndarray, like: flow.Tensor) -> flow.Tensor:

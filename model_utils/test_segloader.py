@@ -8,6 +8,8 @@ layer of which is as it was initialised. It needs torch and transformers (bash t
 --test), and ends with 1 if an element is further off than --tolerance.
 """
 
+import projects.SegFormer.engine.process  # noqa: F401
+
 import argparse
 import logging
 import sys

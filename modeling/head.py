@@ -11,6 +11,7 @@ from projects.SegFormer.modeling.layers import (
     add_up,
     parameter,
     sharded_sbp,
+    spread,
     sum_gradients,
     tensor_parallel,
     upsample_bilinear,
@@ -34,7 +35,7 @@ class DecodeHead(nn.Module):
         embed_dim: channels of the head.
         num_classes: channels of the result.
         dropout: probability of dropping a channel before the classifier.
-    Shape: [(N, H_i, W_i, C_i)] -> (N, H_0, W_0, num_classes).
+    Shape: [(N, H_i, W_i, C_i)] -> (N, H_0, W_0, num_classes), channels first if that is asked for.
     """
 
     def __init__(
@@ -58,17 +59,38 @@ class DecodeHead(nn.Module):
         self.dropout = ChannelDropout(dropout)
         self.linear_pred = _PointwiseConv(embed_dim, num_classes, layer_idx, join)
 
-    def forward(self, features, noise=None):
+    def forward(self, features, noise=None, channels_first: bool = False):
+        matrices, bias = self._fusion() if self.training else self.folded()
         size = features[0].shape[1:3]
+        x = None
+        for feature, matrix in zip(features, matrices):
+            part = upsample_bilinear(flow.matmul(sum_gradients(feature), matrix), size)
+            x = part if x is None else x + part
+        x = x + bias
+        if self.training:
+            x = self.batch_norm(x)
+        x = self.dropout(F.relu(x), noise)
+        return self.linear_pred.channels_first(x) if channels_first else self.linear_pred(x)
+
+    def folded(self):
+        """All that comes before the ReLU in evaluation, as one linear layer over the four maps.
+
+        The projections, the fuse layer and batch norm with its running statistics: the maps times
+        their matrices, upsampled and added, and the bias. Parameters stay as they are.
+
+        Shape: () -> [(C_i, embed_dim)] finest first, (embed_dim,).
+        """
+        matrices, bias = self._fusion()
+        scale, shift = self.batch_norm.affine()
+        return [matrix * scale for matrix in matrices], bias * scale + shift
+
+    def _fusion(self):
+        """The projections and the fuse layer: [(C_i, embed_dim)] finest first, (embed_dim,)."""
         # The fuse weight is laid out for the coarsest map first, as in the paper's code.
-        slices = flow.chunk(self.linear_fuse.matrix(), len(features), dim=0)[::-1]
-        fused = None
-        for feature, projection, weight in zip(features, self.linear_c, slices):
-            part = projection(feature, weight)
-            part = upsample_bilinear(part, size)
-            fused = part if fused is None else fused + part
-        x = F.relu(self.batch_norm(fused))
-        return self.linear_pred(self.dropout(x, noise))
+        slices = flow.chunk(self.linear_fuse.matrix(), len(self.linear_c), dim=0)[::-1]
+        matrices = [flow.matmul(c.proj.weight, fuse) for c, fuse in zip(self.linear_c, slices)]
+        biases = flow.cat([c.proj.bias for c in self.linear_c[::-1]]).unsqueeze(0)
+        return matrices, flow.matmul(biases, self.linear_fuse.matrix()).squeeze(0)
 
 
 class _Projection(nn.Module):
@@ -77,12 +99,6 @@ class _Projection(nn.Module):
     def __init__(self, in_channels: int, embed_dim: int, layer_idx: int):
         super().__init__()
         self.proj = Linear(in_channels, embed_dim, layer_idx=layer_idx)
-
-    def forward(self, x, fuse):
-        """This projection and then the product with `fuse` (embed_dim, out): (..., out)."""
-        weight = flow.matmul(self.proj.weight, fuse)
-        bias = flow.matmul(self.proj.bias.unsqueeze(0), fuse).squeeze(0)
-        return flow.matmul(sum_gradients(x), weight) + bias
 
 
 class _PointwiseConv(nn.Module):
@@ -109,3 +125,13 @@ class _PointwiseConv(nn.Module):
     def forward(self, x):
         x = add_up(flow.matmul(x, self.matrix()))
         return x if self.bias is None else x + self.bias
+
+    def channels_first(self, x):
+        """The result as (N, out, H, W), by a product in that order: no transposition after it."""
+        n, height, width, channels = x.shape
+        tokens = x.reshape(n, height * width, channels)
+        weight = self.weight.reshape(self.weight.shape[0], channels)
+        x = add_up(flow._C.matmul(weight, tokens, False, True))
+        if self.bias is not None:
+            x = x + spread(self.bias.unsqueeze(1), height * width)
+        return x.reshape(n, -1, height, width)

@@ -10,7 +10,17 @@ import oneflow as flow
 from libai.utils import distributed as dist
 
 from projects.SegFormer.modeling.errors import InputError
-from projects.SegFormer.modeling.layers import broadcast_sbp, constant, upsample_bilinear
+from projects.SegFormer.modeling.lanes import in_turn, lane_count
+from projects.SegFormer.modeling.layers import (
+    broadcast_sbp,
+    constant,
+    has_windows,
+    is_on_cpu,
+    row_windows,
+    upsample_bilinear,
+    upsample_columns,
+    window_matrix,
+)
 
 
 class SegmentationLoss:
@@ -71,25 +81,72 @@ class SegmentationLoss:
 
         Shape: logits (N, h, w, C), labels (N, H, W) -> scalars by name.
         """
+        local = self.ohem_threshold is None and self.dice_weight == 0
+        if local and is_on_cpu(logits) and has_windows(logits.shape[1], labels.shape[1]):
+            return {"losses": self._in_strips(logits, labels)}
         images, _, width = labels.shape
         logits = upsample_bilinear(logits, labels.shape[1:])
         log_probabilities = flow.log_softmax(logits.reshape(-1, logits.shape[-1]), dim=-1)  # (P, C)
         labels = labels.reshape(-1)
         valid = labels != self.ignore_index
-        # Minus the logarithm of the probability of each pixel's own class; 0 where it is ignored.
-        nll = flow._C.nll_loss(log_probabilities, labels, None, self.ignore_index, "none")
+        nll = self._nll(log_probabilities, labels)
         classes = labels * valid.to(labels.dtype)  # fit to look up, also where the label is ignored
         counted = valid
         if self.ohem_threshold is not None:
             counted = self._hard_pixels(nll.detach(), valid, images)
         counted = counted.to(nll.dtype)
-        losses = {"losses": self._cross_entropy(log_probabilities, nll, classes, counted)}
+        total, weight = self._cross_entropy(log_probabilities, nll, classes, counted)
+        losses = {"losses": total / _or_one(weight)}
         if self.dice_weight > 0:
             dice = _dice_loss(log_probabilities, nll, classes, valid, width)
             losses["dice_loss"] = self.dice_weight * dice
         return losses
 
+    def _in_strips(self, logits, labels):
+        """The cross entropy, a strip of the images at a time.
+
+        A CPU is slow where an array is larger than its caches, and logits of label size, and what
+        is made of them, are the largest of the whole training. So here they never exist as a whole:
+        a strip's loss gives its part of the gradient at once.
+
+        Shape: (N, h, w, C), (N, H, W) -> scalar.
+        """
+        n, rows, _, channels = logits.shape
+        _, height, width = labels.shape
+        matrix = window_matrix(height // rows, logits.placement)
+        logits = upsample_columns(logits, width).reshape(n, rows, width * channels)
+        windows = row_windows(logits)  # (N, strips, rows of a window, W * C)
+        strips = windows.shape[1]
+        labels = labels.reshape(n, strips, -1)
+
+        def loss_of(index):
+            window = windows.detach().narrow(1, index, 1).detach().requires_grad_()
+            strip = flow.matmul(matrix, window).reshape(-1, channels)
+            classes = labels.narrow(1, index, 1).reshape(-1)
+            valid = classes != self.ignore_index
+            log_probabilities = flow.log_softmax(strip, dim=-1)
+            total, weight = self._cross_entropy(
+                log_probabilities,
+                self._nll(log_probabilities, classes),
+                classes * valid.to(classes.dtype),
+                valid.to(strip.dtype),
+            )
+            return total.detach(), weight, flow.autograd.grad(total, window)[0]
+
+        results = in_turn(loss_of, range(strips), lane_count(logits))
+        totals, weights, gradients = zip(*results)
+        total = _WithGradient.apply(windows, sum(totals), flow.cat(gradients, dim=1))
+        return total / _or_one(sum(weights))
+
+    def _nll(self, log_probabilities, labels):
+        """Minus the logarithm of the probability of each pixel's own class; 0 where it is ignored.
+
+        Shape: (P, C), (P,) -> (P,).
+        """
+        return flow._C.nll_loss(log_probabilities, labels, None, self.ignore_index, "none")
+
     def _cross_entropy(self, log_probabilities, nll, classes, counted):
+        """The sum over pixels, and that of their weights."""
         weights = counted
         if self.class_weights is not None:
             weights = weights * flow._C.gather(self.class_weights, classes, 0)
@@ -99,7 +156,7 @@ class SegmentationLoss:
             spread = -flow.matmul(log_probabilities, self.class_weights.unsqueeze(1)).squeeze(1)
             share = self.label_smoothing / log_probabilities.shape[1]
             losses = (1 - self.label_smoothing) * losses + share * counted * spread
-        return losses.sum() / _or_one(weights.sum())
+        return losses.sum(), weights.sum()
 
     def _hard_pixels(self, nll, valid, images: int):
         """Which pixels count, told by `nll`: a low probability is a high one of these.
@@ -114,6 +171,20 @@ class SegmentationLoss:
             ordered = flow.topk(nll.to_global(sbp=broadcast_sbp()), least + 1)[0]
             limit = flow.clamp(ordered[least], max=-math.log(self.ohem_threshold))
             return nll > limit
+
+
+class _WithGradient(flow.autograd.Function):
+    """A scalar whose gradient with respect to `x` has been computed with it."""
+
+    @staticmethod
+    def forward(ctx, x, value, gradient):
+        ctx.save_for_backward(gradient)
+        return flow._C.identity(value)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad, None, None
 
 
 def _dice_loss(log_probabilities, nll, classes, valid, width: int):

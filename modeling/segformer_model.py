@@ -6,7 +6,6 @@ import zlib
 
 import numpy as np
 import oneflow as flow
-import oneflow.nn.functional as F
 from libai.config import configurable
 from libai.utils import distributed as dist
 from oneflow import nn
@@ -14,6 +13,7 @@ from oneflow.nn.graph import GraphModule
 
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.head import DecodeHead
+from projects.SegFormer.modeling.lanes import rowwise
 from projects.SegFormer.modeling.layers import (
     BatchNorm,
     Conv2d,
@@ -23,6 +23,7 @@ from projects.SegFormer.modeling.layers import (
     LayerNorm,
     Linear,
     batch_sbp,
+    gelu,
     sum_gradients,
     tensor_parallel,
 )
@@ -79,14 +80,18 @@ class EfficientSelfAttention(nn.Module):
         self.proj = Linear(dim, dim, parallel=join, layer_idx=layer_idx)
 
     def forward(self, x):
-        n, height, width, dim = x.shape
-        x = sum_gradients(x)  # of q and of sr, or of q and kv
-        tokens = reduced = x.reshape(n, height * width, dim)
+        n, _, _, dim = x.shape
+        x = reduced = sum_gradients(x)  # of q and of sr, or of q and kv
         if self.sr_ratio > 1:
-            reduced = self.norm(self.sr(x)).reshape(n, -1, dim)  # (N, M, C)
-            reduced = sum_gradients(reduced)
-        query = self._split_heads(self.q(tokens))  # (N, heads, L, C / heads)
-        key, value = map(self._split_heads, self.kv(reduced))  # (N, heads, M, C / heads)
+            reduced = sum_gradients(self.norm(self.sr(x)))
+        key, value = map(self._split_heads, self.kv(reduced.reshape(n, -1, dim)))  # (N, M, C)
+        parameters = [*self.q.parameters(), *self.proj.parameters()]
+        return rowwise(self._attend, x, key, value, parameters=parameters)
+
+    def _attend(self, x, key, value):
+        """What the queries of `x` find: (N, H, W, C), twice (N, heads, M, C / heads) -> as x."""
+        n, height, width, dim = x.shape
+        query = self._split_heads(self.q(x.reshape(n, height * width, dim)))
         scores = flow._C.matmul(query, key, False, True, self.scale)  # (N, heads, L, M)
         context = flow.matmul(flow.softmax(scores, dim=-1), value)
         context = context.permute(0, 2, 1, 3).reshape(n, height * width, dim)
@@ -125,8 +130,10 @@ class MixFFN(nn.Module):
         self.dense_4h_to_h = Linear(hidden_dim, dim, parallel=join, layer_idx=layer_idx)
 
     def forward(self, x):
-        x = sum_gradients(x)
-        return self.dense_4h_to_h(F.gelu(self.dwconv(self.dense_h_to_4h(x))))
+        return rowwise(self._mix, sum_gradients(x), parameters=self.parameters(), halo=1)
+
+    def _mix(self, x):
+        return self.dense_4h_to_h(gelu(self.dwconv(self.dense_h_to_4h(x))))
 
 
 class SegformerBlock(nn.Module):
@@ -475,7 +482,6 @@ class SegformerForSemanticSegmentation(_ConfigurableModel):
             start = self.segformer.noise_size
             head_noise = noise.narrow(1, start, self.noise_size - start)
             head_noise = head_noise.to_global(placement=placement)
-        logits = self.head(features, head_noise)
         if not self.training or labels is None:
-            return {"prediction_scores": logits.permute(0, 3, 1, 2).contiguous()}
-        return self.loss(logits, to_input(labels))
+            return {"prediction_scores": self.head(features, head_noise, channels_first=True)}
+        return self.loss(self.head(features, head_noise), to_input(labels))

@@ -1,5 +1,7 @@
 """What several tests use: a small data set on disk, a small model, and a run of the tools."""
 
+import projects.SegFormer.engine.process  # noqa: F401
+
 import json
 import os
 import signal
@@ -49,6 +51,14 @@ def folder_data(tmp_path_factory) -> Path:
             cv2.imwrite(str(root / "images" / split / f"{index:02d}.png"), image[..., ::-1])
             cv2.imwrite(str(root / "annotations" / split / f"{index:02d}.png"), label)
     return root
+
+
+@pytest.fixture(params=[1, 3], ids=["one_lane", "three_lanes"])
+def lanes(request, monkeypatch) -> int:
+    """So many cores to share rows out to, also of the smallest maps."""
+    monkeypatch.setattr("projects.SegFormer.modeling.lanes.core_count", lambda: request.param)
+    monkeypatch.setattr("projects.SegFormer.modeling.lanes.LEAST_VALUES", 1)
+    return request.param
 
 
 def tiny_run(folder_data: Path, output: Path, *more: str) -> list[str]:

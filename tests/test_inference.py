@@ -98,7 +98,7 @@ def values(inference, network, images, size):
         for scale in inference.scales
         for mirrored in ((False, True) if inference.flip else (False,))
     ]
-    return module._strip(views, slice(0, size[0])).numpy().transpose(0, 3, 1, 2)
+    return module._scores(views, slice(0, size[0]), slice(0, size[1])).numpy().transpose(0, 3, 1, 2)
 
 
 SLIDES = [
@@ -201,13 +201,13 @@ def test_small_images_are_padded(size):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
-def test_strips_change_nothing(monkeypatch):
+def test_tiles_change_nothing(monkeypatch):
     network, images = Network(), images_of(70, 90, n=2)
     inference = Inference((64, 64), (40, 40), scales=[0.8, 1.0], flip=True)
     at_once = inference(network, images, (81, 103))
-    monkeypatch.setattr(module, "STRIP_VALUES", 7 * 2 * 103 * CLASSES)
+    monkeypatch.setattr(module, "TILE_VALUES", 7 * 2 * 103 * CLASSES)
     np.testing.assert_array_equal(inference(network, images, (81, 103)), at_once)
-    monkeypatch.setattr(module, "STRIP_VALUES", 1)
+    monkeypatch.setattr(module, "TILE_VALUES", 1)
     np.testing.assert_array_equal(inference(network, images, (81, 103)), at_once)
 
 

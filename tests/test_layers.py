@@ -243,6 +243,8 @@ class Upsample(flow.nn.Module):
         ((6, 20), (13, 7)),
         ((1, 1), (4, 6)),
         ((1, 9), (8, 4)),
+        ((8, 12), (16, 48)),
+        ((5, 12), (20, 24)),
     ],
 )
 def test_upsample(size, new_size):
@@ -253,11 +255,12 @@ def test_upsample(size, new_size):
     )
 
 
-def test_upsample_in_a_graph():
+@pytest.mark.parametrize("size", [(9, 20), (12, 24)])
+def test_upsample_in_a_graph(size):
     check(
-        Upsample((9, 20)),
-        lambda x: interpolate(x, size=(9, 20), mode="bilinear", align_corners=False),
-        normal(2, 4, 6, 3),
+        Upsample(size),
+        lambda x: interpolate(x, size=size, mode="bilinear", align_corners=False),
+        normal(2, 4, 8, 3),
         graph_results,
     )
 

@@ -1,6 +1,7 @@
 """The losses of segmentation against plain NumPy and PyTorch, in float64: values and gradients."""
 
 import json
+from itertools import product
 
 import numpy as np
 import oneflow as flow
@@ -20,6 +21,8 @@ from projects.SegFormer.modeling.segformer_model import SegformerForSemanticSegm
 
 CLASSES, IGNORED = 6, 255
 SIZE = (13, 17)  # of the labels; the logits have half of it
+# Of logits and labels: rows in any number, and by a whole factor, for which there is a shorter way.
+SIZES = {"any size": ((7, 9), SIZE), "strips": ((8, 5), (32, 17))}
 WEIGHTS = [0.5, 2.0, 0.0, 1.25, 3.0, 0.1]
 CASES = {
     "default": {},
@@ -41,20 +44,20 @@ CASES = {
     ),
 }
 cases = pytest.mark.parametrize("settings", CASES.values(), ids=CASES)
+sizes = pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 modes = pytest.mark.parametrize("in_graph", [False, True], ids=["eager", "graph"])
 
 
-def batch(size=None) -> tuple[np.ndarray, np.ndarray]:
+def batch(size=(7, 9), label_size=SIZE) -> tuple[np.ndarray, np.ndarray]:
     """Logits (2, h, w, C) and labels (2, H, W). Classes 1 and 5 do not occur.
 
     Most of the second image is ignored, and the first is easier: ranks that have one of them each
     find different numbers, thresholds and classes.
     """
     rng = np.random.default_rng(0)
-    labels = rng.choice([0, 2, 3, 4], (2, *SIZE), p=[0.4, 0.3, 0.2, 0.1])
+    labels = rng.choice([0, 2, 3, 4], (2, *label_size), p=[0.4, 0.3, 0.2, 0.1])
     labels[0][labels[0] == 4] = 3
-    height, width = size or (7, 9)
-    logits = rng.normal(0, 2, (2, height, width, CLASSES)).astype(np.float32)
+    logits = rng.normal(0, 2, (2, *size, CLASSES)).astype(np.float32)
     logits[0, ..., 0] += 1.5
     labels[:, 0] = IGNORED
     labels[1, 5:] = IGNORED
@@ -193,18 +196,21 @@ def test_values(settings):
 
 
 @modes
+@sizes
 @cases
-def test_gradients(settings, in_graph):
-    logits, labels = batch()
+@pytest.mark.usefixtures("lanes")
+def test_gradients(settings, sizes, in_graph):
+    logits, labels = batch(*sizes)
     # A gradient of 1e-3 is the difference of logits of 1, which are rounded to 1e-7.
     tolerance = 1e-4 if in_graph else 3e-6
     check(ours(settings, logits, labels, in_graph), in_torch(logits, labels, **settings), tolerance)
 
 
 @modes
+@sizes
 @cases
-def test_no_valid_pixel(settings, in_graph):
-    logits, labels = batch()
+def test_no_valid_pixel(settings, sizes, in_graph):
+    logits, labels = batch(*sizes)
     losses, gradient = ours(settings, logits, np.full_like(labels, IGNORED), in_graph)
     assert set(losses) == ({"losses", "dice_loss"} if "dice_weight" in settings else {"losses"})
     assert set(losses.values()) == {0.0}
@@ -226,16 +232,17 @@ from libai.utils import distributed as dist
 from omegaconf import OmegaConf
 
 sys.path.insert(0, "tests")
-from test_losses import CASES, batch, ours
+from test_losses import CASES, SIZES, batch, ours
 
 dist.setup_dist_util(OmegaConf.create(dict(
     data_parallel_size=2, tensor_parallel_size=1, pipeline_parallel_size=1, pipeline_num_layers=1
 )))
 found = {}
 for name, settings in CASES.items():
-    for in_graph in (False, True):
-        losses, gradient = ours(settings, *batch(), in_graph)
-        found[f"{name}, {in_graph}"] = losses, gradient.tolist()
+    for kind, sizes in SIZES.items():
+        for in_graph in (False, True):
+            losses, gradient = ours(settings, *batch(*sizes), in_graph)
+            found[f"{name}, {kind}, {in_graph}"] = losses, gradient.tolist()
 json.dump(found, open(f"{sys.argv[1]}/{flow.env.get_rank()}.json", "w"))
 """
 
@@ -245,11 +252,11 @@ def test_two_ranks_have_the_losses_and_the_gradient_of_one(run_ranks, tmp_path):
     run_ranks(2, TWO_RANKS, tmp_path)
     for rank in (0, 1):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert len(found) == 2 * len(CASES)
-        for name, settings in CASES.items():
-            expected = in_torch(*batch(), **settings)
+        assert len(found) == 4 * len(CASES)
+        for (name, settings), (kind, sizes) in product(CASES.items(), SIZES.items()):
+            expected = in_torch(*batch(*sizes), **settings)
             for in_graph, tolerance in ((False, 3e-6), (True, 1e-4)):
-                losses, gradient = found[f"{name}, {in_graph}"]
+                losses, gradient = found[f"{name}, {kind}, {in_graph}"]
                 check((losses, np.array(gradient)), expected, tolerance)
 
 

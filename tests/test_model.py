@@ -175,6 +175,7 @@ def assert_close(actual, expected, tolerance=4e-6):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * scale)
 
 
+@pytest.mark.usefixtures("lanes")
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("size", [(64, 64), (70, 101), (33, 47), (32, 160)])
 class TestForward:
@@ -219,9 +220,9 @@ def pixel_loss(logits, labels, ignore_index=255):
     return torch.nn.functional.cross_entropy(logits, labels, ignore_index=ignore_index)
 
 
-def check_training_step(model, reference, settings, labels, reference_loss):
+def check_training_step(model, reference, settings, labels, reference_loss, size=(70, 101)):
     """Loss and gradients of one step, image sides not even."""
-    images = make_images(settings, 3, (70, 101))
+    images = make_images(settings, 3, size)
     logits = reference.train()(torch.tensor(images).double()).logits
     expected = reference_loss(logits, torch.tensor(labels))
     expected.backward()
@@ -231,17 +232,45 @@ def check_training_step(model, reference, settings, labels, reference_loss):
     check_gradients(model, reference)
 
 
-def test_segmentation_training(segmentation, settings):
+@pytest.mark.usefixtures("lanes")
+@pytest.mark.parametrize("size", [(70, 101), (112, 90)], ids=["whole", "loss_in_strips"])
+def test_segmentation_training(segmentation, settings, size):
     model, reference = (copy.deepcopy(network) for network in segmentation)
-    check_training_step(model, reference, settings, make_labels(3, (70, 101)), pixel_loss)
+    check_training_step(model, reference, settings, make_labels(3, size), pixel_loss, size)
     for name in ("running_mean", "running_var"):
         expected = getattr(reference.decode_head.batch_norm, name).numpy()
         assert_close(getattr(model.head.batch_norm, name).numpy(), expected)
 
 
+@pytest.mark.usefixtures("lanes")
 def test_classification_training(classification, settings):
+    pair = (copy.deepcopy(network) for network in classification)
     labels = np.array([6, 0, 2])
-    check_training_step(*classification, settings, labels, torch.nn.functional.cross_entropy)
+    check_training_step(*pair, settings, labels, torch.nn.functional.cross_entropy)
+
+
+def test_folded_head(segmentation, settings):
+    """Its linear layer gives what transformers' head has before the ReLU; nothing is changed."""
+    model, reference = (network.eval() for network in segmentation)
+    before = state_of(model)
+    matrices, bias = model.head.folded()
+    images = torch.tensor(make_images(settings, 2, (70, 101))).double()
+    found = {}
+    reference.decode_head.batch_norm.register_forward_hook(
+        lambda module, inputs, output: found.update(expected=output)
+    )
+    with torch.no_grad():
+        features = reference.segformer(images, output_hidden_states=True).hidden_states
+        reference.decode_head(features)
+    size = features[0].shape[2:]
+    total = torch.tensor(bias.numpy()).double()[:, None, None]
+    for feature, matrix in zip(features, matrices):
+        part = torch.einsum("nchw,ce->nehw", feature, torch.tensor(matrix.numpy()).double())
+        total = total + torch.nn.functional.interpolate(part, size, mode="bilinear")
+    assert_close(total.numpy(), found["expected"].numpy())
+    after = state_of(model)
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
 # ---- The loss -------------------------------------------------------------------------------

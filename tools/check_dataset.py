@@ -7,6 +7,8 @@ samples with their labels, and measures how fast they come. FOLDER gets report.j
 and samples.png. The exit code is 1 if a file, or the number of classes, would stop a training.
 """
 
+import projects.SegFormer.engine.process  # noqa: F401
+
 import argparse
 import json
 import os

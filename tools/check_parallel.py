@@ -8,6 +8,8 @@ the same weights on the same batches without dropout, and is held against one pr
 the splits over two processes.
 """
 
+import projects.SegFormer.engine.process  # noqa: F401
+
 import argparse
 import json
 import os
@@ -69,7 +71,7 @@ def run_ranks(split: tuple, folder: str) -> None:
     worker = [sys.executable, os.path.abspath(__file__), "--worker", folder, *map(str, split)]
     launch = [sys.executable, os.path.join(os.path.dirname(__file__), "launch.py")]
     launch += ["--ranks", str(count)]
-    environment = {"GLOG_minloglevel": "2", **os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*(launch if count > 1 else []), *worker], env=environment, check=True)
 
 

@@ -5,6 +5,8 @@
 One process finds out in seconds, and says in one line, what all of them would fail on.
 """
 
+import projects.SegFormer.engine.process  # noqa: F401
+
 import sys
 
 from projects.SegFormer.modeling.errors import InputError

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # Shared by the scripts of this folder, which source it: where the repository is, how to end with an
-# error, and what OneFlow has to find in the environment before its process starts.
+# error, and which Python runs the project.
 
 root=$(realpath -s "$(dirname "${BASH_SOURCE[0]}")/..")
 
@@ -19,23 +19,6 @@ sys.exit(not all(map(f, ["oneflow", "libai", "projects.SegFormer"])))'
     die "neither the active Python nor .venv has OneFlow, LiBai and this project:" \
         "run bash $root/tools/setup.sh"
 }
-
-cpu_has() {
-    local flag
-    for flag; do grep -qw "$flag" /proc/cpuinfo || return 1; done
-}
-
-# The OpenBLAS inside OneFlow 0.9.0 falls back to a generic kernel on CPUs newer than itself.
-if [[ -z ${OPENBLAS_CORETYPE:-} ]]; then
-    if cpu_has avx512f avx512dq avx512bw avx512vl; then
-        export OPENBLAS_CORETYPE=SkylakeX
-    elif cpu_has avx2 fma; then
-        export OPENBLAS_CORETYPE=Haswell
-    fi
-fi
-
-# Errors only: without it every process warns about the CUDA driver on a machine without a GPU.
-export GLOG_minloglevel=${GLOG_minloglevel:-2}
 
 # In a LiBai checkout this folder is importable from the checkout's root, installed or not.
 if [[ $root == */projects/SegFormer ]]; then

@@ -9,6 +9,8 @@ mmsegmentation, or a checkpoint of LiBai's trainer; its format is told by its ke
 numbers arrive bit for bit.
 """
 
+import projects.SegFormer.engine.process  # noqa: F401
+
 import argparse
 import os
 import re

@@ -7,6 +7,8 @@ forms: the paper's, to hold against its table, and as this project computes them
 where the forms differ, stands in modeling/flops.py.
 """
 
+import projects.SegFormer.engine.process  # noqa: F401
+
 import argparse
 import os
 import sys

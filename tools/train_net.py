@@ -3,6 +3,8 @@
 bash tools/train.sh CONFIG GPUS [--eval-only --format-only --resume --fast-dev-run] [key=value ...]
 """
 
+import projects.SegFormer.engine.process  # noqa: F401
+
 import glob
 import logging
 import os

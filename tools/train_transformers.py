@@ -7,6 +7,8 @@ the noise of its dropout are transformers'. It writes the loss of every iteratio
 the end to metrics.json, and needs torch and transformers (bash tools/setup.sh --test).
 """
 
+import projects.SegFormer.engine.process  # noqa: F401
+
 import json
 import os
 import sys
