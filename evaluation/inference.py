@@ -4,7 +4,7 @@ All modes end in the class of every pixel at a size that is asked for. Between t
 and that size everything but a softmax is linear and separable: upsampling to the image, putting
 windows together, undoing a flip, and resizing to the label. So each window keeps its logits at
 their own size, and a matrix for its rows and one for its columns do all of it, tile by tile. What
-is in memory beside the logits are a few tiles of the result, however large the image is.
+is in memory beside the logits is one tile of the result, however large the image is.
 """
 
 import math
@@ -18,7 +18,6 @@ from libai.config import instantiate
 
 from projects.SegFormer.dataset.transforms import Resize
 from projects.SegFormer.modeling.errors import InputError
-from projects.SegFormer.modeling.lanes import in_turn, lane_count
 from projects.SegFormer.modeling.layers import interpolation_weights
 from projects.SegFormer.modeling.segformer_model import MIN_SIDE
 
@@ -94,17 +93,11 @@ class Inference:
         ]
         if any(view is None for view in views):
             return None
-        logits = views[0][0].logits
-        n, *_, classes = logits.shape
+        n, *_, classes = views[0][0].logits.shape
         side = max(1, math.isqrt(TILE_VALUES // (n * classes)))
-        tiles = list(product(*(_slices(length, side) for length in size)))
         result = np.empty((n, *size), np.int64)
-        lanes = lane_count(logits)
-        for first in range(0, len(tiles), lanes):
-            group = tiles[first : first + lanes]
-            scores = in_turn(lambda tile: _scores(views, *tile), group, lanes)
-            for (rows, columns), tile_scores in zip(group, scores):
-                result[:, rows, columns] = _best(tile_scores)
+        for rows, columns in product(*(_slices(length, side) for length in size)):
+            result[:, rows, columns] = _best(_scores(views, rows, columns))
         return result
 
     def _view(self, model, images, scale: float, mirrored: bool, size) -> list["_Window"] | None:

@@ -14,7 +14,7 @@ from projects.SegFormer.modeling.layers import (
     spread,
     sum_gradients,
     tensor_parallel,
-    upsample_bilinear,
+    upsampled_sum,
 )
 
 
@@ -61,12 +61,8 @@ class DecodeHead(nn.Module):
 
     def forward(self, features, noise=None, channels_first: bool = False):
         matrices, bias = self._fusion() if self.training else self.folded()
-        size = features[0].shape[1:3]
-        x = None
-        for feature, matrix in zip(features, matrices):
-            part = upsample_bilinear(flow.matmul(sum_gradients(feature), matrix), size)
-            x = part if x is None else x + part
-        x = x + bias
+        maps = [flow.matmul(sum_gradients(f), matrix) for f, matrix in zip(features, matrices)]
+        x = upsampled_sum(maps) + bias
         if self.training:
             x = self.batch_norm(x)
         x = self.dropout(F.relu(x), noise)

@@ -11,6 +11,8 @@ same parameters and the same result is used, chosen by the device of the input:
 - Conv2d: the kernel copies overlapping patches and wants channels first. Instead: one product over
   blocks of pixels.
 - upsample_bilinear: channels first only. Instead: products with interpolation matrices.
+- in_strips: results that do not fit the caches take up to half as long again. Instead: some rows at
+  a time.
 
 Each can go when the kernel it replaces is there and as fast.
 """
@@ -25,8 +27,6 @@ from libai.layers import Linear as ParallelLinear
 from libai.utils import distributed as dist
 from oneflow import nn
 from oneflow.framework import graph_build_util
-
-from projects.SegFormer.modeling.lanes import rowwise
 
 
 def broadcast_sbp() -> list:
@@ -80,6 +80,32 @@ def tensor_parallel(count: int, parallel: str = "col") -> str:
 
 def is_on_cpu(x: flow.Tensor) -> bool:
     return x.placement.type == "cpu"
+
+
+STRIP_VALUES = 2**20  # what an intermediate result of a strip has: 4 MB
+
+
+def in_strips(function, x, values: int, halo: int = 0):
+    """function(x), on a CPU some rows at a time: what it computes in between stays in its caches.
+
+    Args:
+        function: maps (N, rows, W, C) to (N, rows, W, C'), of which a row depends on its own row
+            and on `halo` rows on both sides.
+        x: (N, H, W, C).
+        values: of its largest intermediate result.
+    Shape: (N, H, W, C').
+    """
+    height = x.shape[1]
+    strips = min(-(-values // STRIP_VALUES), height)
+    if strips < 2 or not is_on_cpu(x) or x.is_lazy:
+        return function(x)
+    bounds = [height * strip // strips for strip in range(strips + 1)]
+    results = []
+    for start, end in zip(bounds, bounds[1:]):
+        first, last = max(start - halo, 0), min(end + halo, height)
+        result = function(x.narrow(1, first, last - first))
+        results.append(result.narrow(1, start - first, end - start) if halo else result)
+    return flow.cat(results, dim=1)
 
 
 def parameter(shape: tuple, layer_idx: int, sbp: list | None = None) -> nn.Parameter:
@@ -182,11 +208,6 @@ class LayerNorm(nn.Module):
                 begin_params_axis=x.ndim - 1,
                 epsilon=self.eps,
             )
-        if x.ndim < 3:
-            return self._normalise(x)
-        return rowwise(self._normalise, x, parameters=self.parameters())
-
-    def _normalise(self, x):
         with flow.no_grad():
             centred = x.detach() - row_mean(x.detach())
             inverse_std = flow.rsqrt(_mean_column(centred * centred) + self.eps)  # (..., 1)
@@ -509,8 +530,8 @@ def _upsample_rows(x, new_length: int):
         return x
     if not has_windows(length, new_length):
         return flow.matmul(_interpolation_matrix(length, new_length, x.placement), x)
-    matrix = window_matrix(new_length // length, x.placement)
-    return flow.matmul(matrix, row_windows(x)).reshape(n, new_length, size)
+    matrix = window_matrix(((WINDOW, new_length // length),), x.placement)
+    return flow.matmul(matrix, row_windows(x, WINDOW)).reshape(n, new_length, size)
 
 
 WINDOW = 4  # rows that are upsampled by one product
@@ -521,26 +542,50 @@ def has_windows(length: int, new_length: int) -> bool:
     return new_length % length == 0 and length % WINDOW == 0 and length > WINDOW
 
 
-def row_windows(x):
-    """WINDOW rows and the row before and after: (N, L, K) -> (N, L / WINDOW, WINDOW + 2, K).
+def row_windows(x, rows: int):
+    """`rows` rows and the row before and after: (N, L, K) -> (N, L / rows, rows + 2, K).
 
     At the ends the first and the last row are repeated. Of such a window `window_matrix` makes all
     rows that lie within, which of the whole axis would be a product with zeros for the most part.
     """
     n, length, size = x.shape
-    rows = x.reshape(n, length // WINDOW, WINDOW, size)
-    firsts, lasts = rows.narrow(2, 0, 1), rows.narrow(2, WINDOW - 1, 1)
-    others = length // WINDOW - 1
+    x = x.reshape(n, length // rows, rows, size)
+    firsts, lasts = x.narrow(2, 0, 1), x.narrow(2, rows - 1, 1)
+    others = length // rows - 1
     before = flow.cat([firsts.narrow(1, 0, 1), lasts.narrow(1, 0, others)], dim=1)
     after = flow.cat([firsts.narrow(1, 1, others), lasts.narrow(1, others, 1)], dim=1)
-    return flow.cat([before, rows, after], dim=2)
+    return flow.cat([before, x, after], dim=2)
 
 
 @cache
-def window_matrix(factor: int, placement: flow.placement) -> flow.Tensor:
-    """(WINDOW * factor, WINDOW + 2): interpolation by `factor` within a window."""
-    weights = interpolation_weights(WINDOW + 2, (WINDOW + 2) * factor)[factor:-factor]
-    return constant(weights.astype(np.float32), placement)
+def window_matrix(windows: tuple[tuple[int, int], ...], placement: flow.placement) -> flow.Tensor:
+    """Interpolation within windows, and the sum of several.
+
+    Args:
+        windows: (rows, factor) of each; rows * factor is the same for all.
+    Shape: (rows * factor, sum of rows + 2).
+    """
+    weights = [
+        interpolation_weights(rows + 2, (rows + 2) * factor)[factor:-factor]
+        for rows, factor in windows
+    ]
+    return constant(np.concatenate(weights, axis=1).astype(np.float32), placement)
+
+
+def upsampled_sum(maps: list):
+    """All maps at the size of the first, and added: [(N, H_i, W_i, C)] -> (N, H_0, W_0, C)."""
+    first, *others = maps
+    n, height, width, channels = first.shape
+    coarsest = others[-1].shape[1]
+    whole = all(height % m.shape[1] == 0 == m.shape[1] % coarsest for m in others)
+    if not (is_on_cpu(first) and whole and has_windows(coarsest, height)):
+        return sum((upsample_bilinear(m, (height, width)) for m in others), first)
+    # The rows of all maps that make the same rows of the sum, side by side: one product adds them.
+    windows = [(WINDOW * m.shape[1] // coarsest, height // m.shape[1]) for m in others]
+    columns = [upsample_columns(m, width).reshape(n, -1, width * channels) for m in others]
+    rows = [row_windows(x, count) for x, (count, _) in zip(columns, windows)]
+    x = flow.matmul(window_matrix(tuple(windows), first.placement), flow.cat(rows, dim=2))
+    return first + x.reshape(n, height, width, channels)
 
 
 @lru_cache(maxsize=64)

@@ -10,8 +10,8 @@ import oneflow as flow
 from libai.utils import distributed as dist
 
 from projects.SegFormer.modeling.errors import InputError
-from projects.SegFormer.modeling.lanes import in_turn, lane_count
 from projects.SegFormer.modeling.layers import (
+    WINDOW,
     broadcast_sbp,
     constant,
     has_windows,
@@ -111,32 +111,32 @@ class SegmentationLoss:
 
         Shape: (N, h, w, C), (N, H, W) -> scalar.
         """
-        n, rows, _, channels = logits.shape
+        n, rows, columns, channels = logits.shape
         _, height, width = labels.shape
-        matrix = window_matrix(height // rows, logits.placement)
-        logits = upsample_columns(logits, width).reshape(n, rows, width * channels)
-        windows = row_windows(logits)  # (N, strips, rows of a window, W * C)
-        strips = windows.shape[1]
+        matrix = window_matrix(((WINDOW, height // rows),), logits.placement)
+        windows = row_windows(logits.reshape(n, rows, -1), WINDOW)  # (N, strips, rows, w * C)
+        _, strips, rows, _ = windows.shape
         labels = labels.reshape(n, strips, -1)
-
-        def loss_of(index):
-            window = windows.detach().narrow(1, index, 1).detach().requires_grad_()
-            strip = flow.matmul(matrix, window).reshape(-1, channels)
-            classes = labels.narrow(1, index, 1).reshape(-1)
+        total = weight = None
+        gradients = []
+        for strip in range(strips):
+            window = windows.detach().narrow(1, strip, 1).detach().requires_grad_()
+            logits = upsample_columns(window.reshape(n, rows, columns, channels), width)
+            logits = flow.matmul(matrix, logits.reshape(n, rows, width * channels))
+            logits = logits.reshape(-1, channels)
+            classes = labels.narrow(1, strip, 1).reshape(-1)
             valid = classes != self.ignore_index
-            log_probabilities = flow.log_softmax(strip, dim=-1)
-            total, weight = self._cross_entropy(
+            log_probabilities = flow.log_softmax(logits, dim=-1)
+            loss, share = self._cross_entropy(
                 log_probabilities,
                 self._nll(log_probabilities, classes),
                 classes * valid.to(classes.dtype),
-                valid.to(strip.dtype),
+                valid.to(logits.dtype),
             )
-            return total.detach(), weight, flow.autograd.grad(total, window)[0]
-
-        results = in_turn(loss_of, range(strips), lane_count(logits))
-        totals, weights, gradients = zip(*results)
-        total = _WithGradient.apply(windows, sum(totals), flow.cat(gradients, dim=1))
-        return total / _or_one(sum(weights))
+            gradients.append(flow.autograd.grad(loss, window)[0])
+            total = loss.detach() if total is None else total + loss.detach()
+            weight = share if weight is None else weight + share
+        return _WithGradient.apply(windows, total, flow.cat(gradients, dim=1)) / _or_one(weight)
 
     def _nll(self, log_probabilities, labels):
         """Minus the logarithm of the probability of each pixel's own class; 0 where it is ignored.

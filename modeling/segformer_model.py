@@ -13,7 +13,6 @@ from oneflow.nn.graph import GraphModule
 
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.head import DecodeHead
-from projects.SegFormer.modeling.lanes import rowwise
 from projects.SegFormer.modeling.layers import (
     BatchNorm,
     Conv2d,
@@ -24,6 +23,7 @@ from projects.SegFormer.modeling.layers import (
     Linear,
     batch_sbp,
     gelu,
+    in_strips,
     sum_gradients,
     tensor_parallel,
 )
@@ -80,13 +80,13 @@ class EfficientSelfAttention(nn.Module):
         self.proj = Linear(dim, dim, parallel=join, layer_idx=layer_idx)
 
     def forward(self, x):
-        n, _, _, dim = x.shape
+        n, height, width, dim = x.shape
         x = reduced = sum_gradients(x)  # of q and of sr, or of q and kv
         if self.sr_ratio > 1:
             reduced = sum_gradients(self.norm(self.sr(x)))
         key, value = map(self._split_heads, self.kv(reduced.reshape(n, -1, dim)))  # (N, M, C)
-        parameters = [*self.q.parameters(), *self.proj.parameters()]
-        return rowwise(self._attend, x, key, value, parameters=parameters)
+        scores = n * height * width * self.num_heads * key.shape[2]
+        return in_strips(lambda rows: self._attend(rows, key, value), x, scores)
 
     def _attend(self, x, key, value):
         """What the queries of `x` find: (N, H, W, C), twice (N, heads, M, C / heads) -> as x."""
@@ -130,7 +130,8 @@ class MixFFN(nn.Module):
         self.dense_4h_to_h = Linear(hidden_dim, dim, parallel=join, layer_idx=layer_idx)
 
     def forward(self, x):
-        return rowwise(self._mix, sum_gradients(x), parameters=self.parameters(), halo=1)
+        hidden = x.numel() // x.shape[-1] * self.dense_h_to_4h.out_features
+        return in_strips(self._mix, sum_gradients(x), hidden, halo=1)
 
     def _mix(self, x):
         return self.dense_4h_to_h(gelu(self.dwconv(self.dense_h_to_4h(x))))
@@ -166,6 +167,8 @@ class SegformerBlock(nn.Module):
         return x + self._drop(self.mlp(self.norm2(x)), mlp_noise)
 
     def _drop(self, branch, noise):
+        if not self.training:
+            return branch
         n, height, width, dim = branch.shape
         branch = self.drop_path(branch.reshape(n, height * width, dim), noise)
         return branch.reshape(n, height, width, dim)

@@ -53,14 +53,6 @@ def folder_data(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.fixture(params=[1, 3], ids=["one_lane", "three_lanes"])
-def lanes(request, monkeypatch) -> int:
-    """So many cores to share rows out to, also of the smallest maps."""
-    monkeypatch.setattr("projects.SegFormer.modeling.lanes.core_count", lambda: request.param)
-    monkeypatch.setattr("projects.SegFormer.modeling.lanes.LEAST_VALUES", 1)
-    return request.param
-
-
 def tiny_run(folder_data: Path, output: Path, *more: str) -> list[str]:
     """Overrides of configs/segformer_camvid.py for a training of seconds on `folder_data`."""
     return [

@@ -16,7 +16,9 @@ from projects.SegFormer.modeling.layers import (
     DropPath,
     LayerNorm,
     broadcast_sbp,
+    in_strips,
     upsample_bilinear,
+    upsampled_sum,
 )
 from projects.SegFormer.modeling.segformer_model import assign
 
@@ -253,6 +255,72 @@ def test_upsample(size, new_size):
         lambda x: interpolate(x, size=new_size, mode="bilinear", align_corners=False),
         normal(2, *size, 3),
     )
+
+
+class UpsampledSum(flow.nn.Module):
+    """Of maps that lie in one tensor, one behind the other."""
+
+    def __init__(self, sizes):
+        super().__init__()
+        self.sizes = sizes
+
+    def forward(self, x):
+        return upsampled_sum(maps_of(x, self.sizes))
+
+
+def maps_of(x, sizes) -> list:
+    """The maps of `sizes` in (N, values, C)."""
+    ends = np.cumsum([height * width for height, width in sizes])
+    return [
+        x[:, end - height * width : end].reshape(len(x), height, width, -1)
+        for end, (height, width) in zip(ends, sizes)
+    ]
+
+
+SUMS = {
+    "one product": [(32, 24), (16, 12), (8, 6)],
+    "too few rows": [(16, 8), (8, 4), (4, 2)],
+    "no whole factors": [(32, 24), (17, 12), (8, 6)],
+    "one a multiple of none": [(48, 24), (16, 12), (12, 6)],
+}
+
+
+@pytest.mark.parametrize("run", [eager_results, graph_results])
+@pytest.mark.parametrize("sizes", SUMS.values(), ids=SUMS)
+def test_upsampled_sum(sizes, run):
+    def expected(x):
+        first, *others = (m.permute(0, 3, 1, 2) for m in maps_of(x, sizes))
+        for other in others:
+            first = first + F.interpolate(other, size=sizes[0], mode="bilinear")
+        return first.permute(0, 2, 3, 1)
+
+    values = sum(height * width for height, width in sizes)
+    check(UpsampledSum(sizes), expected, normal(2, values, 3), run)
+
+
+class Strips(flow.nn.Module):
+    """A row and its neighbours, as a depthwise convolution has them, some rows at a time."""
+
+    def __init__(self, channels, values):
+        super().__init__()
+        self.conv = DepthwiseConv2d(channels, layer_idx=0)
+        self.values = values
+
+    def forward(self, x):
+        return in_strips(self.conv, x, self.values, halo=1)
+
+
+@pytest.mark.parametrize("strips", [1, 3, 100])
+def test_strips_are_the_whole(strips):
+    layer = Strips(6, strips * 2**20)
+    for parameter, seed in zip(layer.parameters(), (1, 2)):
+        assign(parameter, normal(*parameter.shape, seed=seed))
+    x = normal(2, 10, 7, 6)
+    whole = eager_results(layer.conv, x, normal(*x.shape))
+    parts = eager_results(layer, x, normal(*x.shape))
+    assert whole.keys() == parts.keys()
+    for name, values in whole.items():
+        assert_close(parts[name], values)
 
 
 @pytest.mark.parametrize("size", [(9, 20), (12, 24)])

@@ -198,7 +198,6 @@ def test_values(settings):
 @modes
 @sizes
 @cases
-@pytest.mark.usefixtures("lanes")
 def test_gradients(settings, sizes, in_graph):
     logits, labels = batch(*sizes)
     # A gradient of 1e-3 is the difference of logits of 1, which are rounded to 1e-7.

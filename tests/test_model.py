@@ -175,7 +175,6 @@ def assert_close(actual, expected, tolerance=4e-6):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * scale)
 
 
-@pytest.mark.usefixtures("lanes")
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("size", [(64, 64), (70, 101), (33, 47), (32, 160)])
 class TestForward:
@@ -232,7 +231,6 @@ def check_training_step(model, reference, settings, labels, reference_loss, size
     check_gradients(model, reference)
 
 
-@pytest.mark.usefixtures("lanes")
 @pytest.mark.parametrize("size", [(70, 101), (112, 90)], ids=["whole", "loss_in_strips"])
 def test_segmentation_training(segmentation, settings, size):
     model, reference = (copy.deepcopy(network) for network in segmentation)
@@ -242,7 +240,6 @@ def test_segmentation_training(segmentation, settings, size):
         assert_close(getattr(model.head.batch_norm, name).numpy(), expected)
 
 
-@pytest.mark.usefixtures("lanes")
 def test_classification_training(classification, settings):
     pair = (copy.deepcopy(network) for network in classification)
     labels = np.array([6, 0, 2])
