@@ -205,15 +205,20 @@ def test_tiles_change_nothing(monkeypatch):
     network, images = Network(), images_of(70, 90, n=2)
     inference = Inference((64, 64), (40, 40), scales=[0.8, 1.0], flip=True)
     at_once = inference(network, images, (81, 103))
-    monkeypatch.setattr(module, "TILE_VALUES", 7 * 2 * 103 * CLASSES)
+    monkeypatch.setattr(module, "TILE_VALUES", 11 * 11 * 2 * CLASSES)
     np.testing.assert_array_equal(inference(network, images, (81, 103)), at_once)
+
+
+def test_tiles_of_a_pixel(monkeypatch):
+    network, images = Network(), images_of(40, 40)
+    at_once = Inference()(network, images, (9, 7))
     monkeypatch.setattr(module, "TILE_VALUES", 1)
-    np.testing.assert_array_equal(inference(network, images, (81, 103)), at_once)
+    np.testing.assert_array_equal(Inference()(network, images, (9, 7)), at_once)
 
 
 @pytest.mark.slow
 def test_memory_of_a_large_image():
-    """Logits of 150 classes at 2000x3000 would be 3.6 GB; a strip is 64 MB."""
+    """Logits of 150 classes at 2000x3000 would be 3.6 GB; a tile is 4 MB."""
 
     class Constant(Network):
         def logits(self, images):

@@ -5,8 +5,11 @@
 
 For each image NAME it writes NAME_labels.png (class indices), NAME_colors.png and NAME_overlay.png,
 the image under the colours with a legend. Of a folder all images are taken, subfolders included.
-Images go through the network as the config's `inference` says.
+Images go through the network as the config's `inference` says. With `--engine onnx` the weights are
+a file of tools/export.py, which ONNX Runtime runs on the CPU.
 """
+
+import projects.SegFormer.engine.process  # noqa: F401
 
 import argparse
 import os
@@ -27,6 +30,7 @@ from projects.SegFormer.dataset.transforms import Compose
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.engine.libai_mends import mend_libai
 from projects.SegFormer.evaluation.inference import Inference, build_inference
+from projects.SegFormer.evaluation.onnx_model import OnnxModel
 from projects.SegFormer.evaluation.visualize import colorize, overlay
 from projects.SegFormer.model_utils.segf_loader import load_weights
 from projects.SegFormer.modeling.errors import InputError
@@ -44,7 +48,7 @@ def main(arguments: list[str]) -> int:
     classes, palette = classes_and_palette(dataset)
     transform = Compose(instantiate(dataset.transforms))
     inference = build_inference(cfg)
-    model = load_weights(cfg.model.cfg, args.weights)
+    model = load_model(args.engine, args.weights, cfg.model.cfg, len(classes))
 
     failed = 0
     for name, file in tqdm(files.items(), unit="image", disable=None, file=sys.stderr):
@@ -62,6 +66,27 @@ def main(arguments: list[str]) -> int:
         write_png(f"{target}_overlay.png", overlay(image, labels, classes, palette))
     print(f"{len(files) - failed} of {len(files)} images segmented: see {args.output}")
     return 1 if failed else 0
+
+
+def load_model(engine: str, weights: str, libai_cfg, classes: int):
+    """The model that `engine` runs.
+
+    Raises InputError for weights of the other engine, and for those that do not fit the config.
+    """
+    if (engine == "onnx") != weights.endswith(".onnx"):
+        raise InputError(
+            f"--engine {engine} does not take {weights}: "
+            "a .onnx file of tools/export.py belongs to --engine onnx, all other weights to oneflow"
+        )
+    if engine == "oneflow":
+        return load_weights(libai_cfg, weights)
+    model = OnnxModel(weights)
+    if model.num_classes != classes:
+        raise InputError(
+            f"{weights} has {model.num_classes} classes, the data of the config {classes}: "
+            "give the config that it was exported with"
+        )
+    return model
 
 
 def predict(model, inference: Inference, transform: Compose, image: np.ndarray) -> np.ndarray:
@@ -102,6 +127,11 @@ def classes_and_palette(dataset) -> tuple[list[str], list]:
     target = dataset["_target_"]
     if isinstance(target, str):  # in the config.yaml of a training
         target = locate(target)
+    if not hasattr(target, "PALETTE"):
+        raise InputError(
+            f"the data set of the config, {target.__name__}, has no colours for classes: "
+            "expected a config of segmentation"
+        )
     return list(target.CLASSES), list(target.PALETTE)
 
 
@@ -119,9 +149,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", required=True, help="config file, or config.yaml of a training")
     parser.add_argument(
-        "--weights", required=True, help="checkpoint folder of a training, or of Hugging Face"
+        "--weights",
+        required=True,
+        help="checkpoint folder of a training, or of Hugging Face; a model.onnx for --engine onnx",
     )
     parser.add_argument("--output", required=True, help="folder for the results")
+    parser.add_argument(
+        "--engine", choices=("oneflow", "onnx"), default="oneflow", help="what runs the model"
+    )
     parser.add_argument(
         "images",
         nargs="+",

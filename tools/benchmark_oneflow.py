@@ -1,0 +1,75 @@
+"""This project's model on OneFlow, eager or as a graph, for tools/benchmark.py, which starts it."""
+
+import projects.SegFormer.engine.process  # noqa: F401
+
+import numpy as np
+import oneflow as flow
+from libai.utils import distributed as dist
+from omegaconf import OmegaConf
+
+from projects.SegFormer.configs.common.train import train
+from projects.SegFormer.engine.graph import SegformerGraph
+from projects.SegFormer.engine.libai_mends import mend_libai
+from projects.SegFormer.model_utils.segf_loader import SegFLoaderHuggerFace
+from projects.SegFormer.modeling.segformer_model import SegformerForSemanticSegmentation, to_input
+from projects.SegFormer.tools.benchmark_worker import Work, peak_resident, serve
+
+
+def build(job: dict, images: np.ndarray, labels: np.ndarray) -> Work:
+    mend_libai()
+    # LiBai's default number of layers, without its warning.
+    dist.setup_dist_util(OmegaConf.create({**train["dist"], "pipeline_num_layers": 10_000}))
+    flow.set_num_threads(job["threads"])
+    used_before = _gpu_memory() if job["device"] == "cuda" else 0
+    model = SegFLoaderHuggerFace(SegformerForSemanticSegmentation, {}, job["model"]).load()
+    images, labels = (to_input(flow.from_numpy(array)) for array in (images, labels))
+    kind = graph_step if job["engine"] == "graph" else eager_step
+    step = kind(model, images, labels, job["optimizer"] if job["training"] else None)
+
+    def synchronised_step():
+        result = step()
+        flow._oneflow_internal.eager.Sync()
+        return result
+
+    return Work(
+        synchronised_step,
+        lambda result: result.numpy(),
+        {"oneflow": flow.__version__},
+        (lambda: _gpu_memory() - used_before) if job["device"] == "cuda" else peak_resident,
+    )
+
+
+def eager_step(model, images, labels, settings: dict | None):
+    """A training step where there are `settings` of an optimizer, else inference."""
+    if settings is None:
+        return flow.no_grad()(lambda: model(images)["prediction_scores"])
+    model.train()
+    optimizer = flow.optim.AdamW(model.parameters(), **settings)
+
+    def step():
+        loss = model(images, labels)["losses"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss
+
+    return step
+
+
+def graph_step(model, images, labels, settings: dict | None):
+    """The same as a static graph."""
+    if settings is None:
+        graph = SegformerGraph(model, is_train=False)
+        return lambda: graph(images=images)["prediction_scores"]
+    model.train()
+    graph = SegformerGraph(model, flow.optim.AdamW(model.parameters(), **settings))
+    return lambda: graph(images=images, labels=labels)["losses"]
+
+
+def _gpu_memory() -> int:
+    """Bytes in use on the GPU. OneFlow gives nothing back, so that it is the peak too."""
+    return flow._oneflow_internal.GetCUDAMemoryUsed() * 2**20
+
+
+if __name__ == "__main__":
+    serve(build)

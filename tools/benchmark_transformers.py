@@ -1,0 +1,90 @@
+"""transformers' SegFormer in PyTorch, for tools/benchmark.py, which starts it in any Python.
+
+    python tools/benchmark_transformers.py JOB.json
+    python tools/benchmark_transformers.py --export FOLDER IMAGES.npy MODEL.onnx
+
+The second form exports the model by torch.onnx, for images of that size and number.
+"""
+
+import json
+import sys
+
+import numpy as np
+import torch
+import transformers
+
+from benchmark_worker import Work, peak_resident, serve
+
+VERSIONS = {"torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def build(job: dict, images: np.ndarray, labels: np.ndarray) -> Work:
+    torch.set_num_threads(job["threads"])
+    model = load(job["model"]).to(job["device"])
+    images, labels = (torch.from_numpy(array).to(job["device"]) for array in (images, labels))
+    if job["training"]:
+        step = training_step(model, images, labels, job["optimizer"])
+    else:
+
+        def step():
+            with torch.inference_mode():
+                return model(images).logits
+
+    on_gpu = job["device"] == "cuda"
+
+    def synchronised_step():
+        result = step()
+        if on_gpu:
+            torch.cuda.synchronize()
+        return result
+
+    return Work(
+        synchronised_step,
+        lambda result: result.detach().cpu().numpy(),
+        VERSIONS,
+        torch.cuda.max_memory_reserved if on_gpu else peak_resident,
+    )
+
+
+def load(folder: str) -> transformers.SegformerForSemanticSegmentation:
+    return transformers.SegformerForSemanticSegmentation.from_pretrained(folder).eval()
+
+
+def training_step(model, images, labels, settings: dict):
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), **settings)
+
+    def step():
+        loss = model(images, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
+
+
+class _Logits(torch.nn.Module):
+    """The model with a tensor as its result, as all versions of torch.onnx take it."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return self.model(images).logits
+
+
+def export(folder: str, images: str, file: str) -> None:
+    """Write `file` and print the versions."""
+    names = dict(input_names=["images"], output_names=["prediction_scores"])
+    batch = torch.from_numpy(np.load(images))
+    torch.onnx.export(_Logits(load(folder)).eval(), (batch,), file, **names)
+    print(json.dumps(VERSIONS))
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--export":
+        export(*sys.argv[2:])
+    else:
+        serve(build)
