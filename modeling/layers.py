@@ -222,7 +222,7 @@ def _filled_column(channels: int, value: float, like):
     return _global_column(channels, value, like.placement)
 
 
-@cache
+@lru_cache(maxsize=64)  # of maps of many sizes not all
 def _global_column(channels: int, value: float, placement: flow.placement) -> flow.Tensor:
     return constant(np.full((channels, 1), value, np.float32), placement)
 

@@ -13,9 +13,11 @@ import oneflow as flow
 import pytest
 import torch
 import transformers
+from libai.config import LazyConfig
 
 from conftest import ROOT, error_line, run_tool
 from projects.SegFormer.dataset.transforms import Normalize
+from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.model_utils.huggingface_config import (
     ARCHITECTURES,
     from_settings,
@@ -41,7 +43,7 @@ from projects.SegFormer.modeling.segformer_model import (
     SegformerForImageClassification,
     SegformerForSemanticSegmentation,
 )
-from projects.SegFormer.tools.convert_weights import main, sizes_of
+from projects.SegFormer.tools.convert_weights import _from_config, main, sizes_of
 
 TOOL = "tools/convert_weights.py"
 MODELS = dict(
@@ -208,6 +210,24 @@ def test_image_processor_prepares_as_evaluation_does(tmp_path):
     actual = processor(image, return_tensors="np")["pixel_values"][0]
     expected, _ = Normalize()(image, None, None)
     np.testing.assert_allclose(actual, expected.transpose(2, 0, 1), rtol=0, atol=1e-5)
+
+
+def test_a_config_s_own_mean_and_std(tmp_path):
+    """Of a .py file, whose transforms are classes, and of a config.yaml, where they are names."""
+    file = tmp_path / "config.py"
+    file.write_text(
+        "from libai.config import LazyConfig\n"
+        f"globals().update(LazyConfig.load('{ROOT}/configs/segformer_camvid.py'))\n"
+        "for transform in dataloader.test[0].dataset.transforms:\n"
+        "    transform.update(mean=[51.0, 102.0, 153.0], std=[25.5, 51.0, 102.0])\n"
+    )
+    config = load_config(str(file))
+    config.train.output_dir = str(tmp_path)
+    LazyConfig.save(config, str(tmp_path / "config.yaml"))
+    for name in ("config.py", "config.yaml"):
+        processor = _from_config(str(tmp_path / name)).image_processor
+        assert processor["image_mean"] == [0.2, 0.4, 0.6]
+        assert processor["image_std"] == [0.1, 0.2, 0.4]
 
 
 def test_keys_by_stages(original, tmp_path):

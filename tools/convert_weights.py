@@ -60,7 +60,7 @@ from projects.SegFormer.modeling.segformer_model import (
     SegformerForImageClassification,
     SegformerForSemanticSegmentation,
 )
-from projects.SegFormer.tools.predict import classes_and_palette
+from projects.SegFormer.tools.predict import classes_and_palette, mean_and_std
 
 MODELS = dict(
     zip(ARCHITECTURES, (SegformerForSemanticSegmentation, SegformerForImageClassification))
@@ -181,10 +181,9 @@ def _from_config(file: str) -> Description:
     settings = _settings(config.model.cfg)
     dataset = config.dataloader.test[0].dataset
     classes, _ = classes_and_palette(dataset)
-    for transform in dataset.transforms:
-        if str(transform["_target_"]).endswith("Normalize"):
-            mean, std = transform.get("mean", IMAGENET_MEAN), transform.get("std", IMAGENET_STD)
-            return Description(settings, classes, image_processor(ARCHITECTURES[0], mean, std))
+    if normalisation := mean_and_std(dataset):
+        processor = image_processor(ARCHITECTURES[0], *normalisation)
+        return Description(settings, classes, processor)
     return Description(settings, classes)
 
 

@@ -24,10 +24,8 @@ import numpy as np
 import oneflow as flow
 import onnx
 from libai.config import instantiate
-from libai.config.lazy import locate
 from libai.utils import distributed as dist
 
-from projects.SegFormer.dataset.transforms import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.engine.libai_mends import mend_libai
 from projects.SegFormer.evaluation.evaluate import evaluate_segmentation
@@ -38,7 +36,7 @@ from projects.SegFormer.model_utils.onnx_graph import IMAGES, LOGITS, add_arg_ma
 from projects.SegFormer.model_utils.onnx_quantisation import quantise
 from projects.SegFormer.model_utils.segf_loader import load_weights
 from projects.SegFormer.modeling.errors import InputError
-from projects.SegFormer.tools.predict import classes_and_palette
+from projects.SegFormer.tools.predict import classes_and_palette, mean_and_std
 
 TOLERANCE = 1e-4  # of a float32 logit
 SHAPES = ((1, 96, 160), (3, 65, 47))  # (N, H, W) of the images on which ONNX and OneFlow compare
@@ -61,7 +59,8 @@ def main(arguments: list[str]) -> None:
             f"{args.weights} has {outputs} classes, the data of {args.config} {len(classes)}: "
             "give the config of its training"
         )
-    graph = to_onnx(model, classes, *mean_and_std(dataset))
+    mean, std = mean_and_std(dataset) or ([0.0] * 3, [1.0] * 3)
+    graph = to_onnx(model, classes, mean, std)
     difference = largest_difference(model, graph)
     if args.int8:
         graph = to_int8(graph, cfg, model.ignore_index)
@@ -73,19 +72,6 @@ def main(arguments: list[str]) -> None:
         f"{args.output}: {os.path.getsize(args.output) / 1e6:.1f} MB; in float32 the logits differ "
         f"from OneFlow's by {difference:.1e} at most"
     )
-
-
-def mean_and_std(dataset) -> tuple[list[float], list[float]]:
-    """What the data set in a config normalises its images with; 0 and 1 if it does not."""
-    for transform in dataset.transforms:
-        target = transform["_target_"]
-        if isinstance(target, str):  # in the config.yaml of a training
-            target = locate(target)
-        if target is Normalize:
-            return list(transform.get("mean", IMAGENET_MEAN)), list(
-                transform.get("std", IMAGENET_STD)
-            )
-    return [0.0] * 3, [1.0] * 3
 
 
 def largest_difference(model, graph: onnx.ModelProto) -> float:

@@ -26,7 +26,12 @@ from tqdm import tqdm
 
 from projects.SegFormer.dataset.folder import IMAGE_SUFFIXES, distinct_palette
 from projects.SegFormer.dataset.segmentation import read_image
-from projects.SegFormer.dataset.transforms import Compose
+from projects.SegFormer.dataset.transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Compose,
+    Normalize,
+)
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.engine.libai_mends import mend_libai
 from projects.SegFormer.evaluation.inference import Inference, build_inference
@@ -133,6 +138,18 @@ def classes_and_palette(dataset) -> tuple[list[str], list]:
             "expected a config of segmentation"
         )
     return list(target.CLASSES), list(target.PALETTE)
+
+
+def mean_and_std(dataset) -> tuple[list[float], list[float]] | None:
+    """What the data set in a config normalises its images with; None if it does not."""
+    for transform in dataset.transforms:
+        target = transform["_target_"]
+        if isinstance(target, str):  # in the config.yaml of a training
+            target = locate(target)
+        if target is Normalize:
+            mean, std = transform.get("mean", IMAGENET_MEAN), transform.get("std", IMAGENET_STD)
+            return list(mean), list(std)
+    return None
 
 
 def write_png(path: str, image: np.ndarray) -> None:
