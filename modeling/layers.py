@@ -300,26 +300,23 @@ class _DepthwiseOnCpu(flow.autograd.Function):
         ctx.save_for_backward(x, taps)
         padded = _padded_tokens(_with_views(x))
         result = _correlate(padded, _with_views(taps), x.shape[1:3])
-        return _without_views(result, x.sbp, x.placement)
+        return _without_views(result, x)
 
     @staticmethod
     def backward(ctx, grad):
         x, taps = ctx.saved_tensors
-        sbp, placement = x.sbp, x.placement
-        padded = _padded_tokens(_with_views(x))
-        taps, grad = _with_views(taps), _with_views(grad.to_global(sbp=sbp))
+        padded, grad = _padded_tokens(_with_views(x)), _with_views(grad)
         n, height, width, channels = grad.shape
-        grad_x = _correlate(_padded_tokens(grad), flow.flip(taps, [0]), (height, width))
+        grad_x = _correlate(
+            _padded_tokens(grad), flow.flip(_with_views(taps), [0]), (height, width)
+        )
         # The result's tokens, with two zeros in the place of those that _correlate cuts off.
         rows = F.pad(grad, (0, 0, 0, 2)).reshape(n, height * (width + 2), channels)
         rows = rows.narrow(1, 0, height * (width + 2) - 2)
         grad_taps = flow.stack(
             [_sum_of_rows(padded.narrow(1, t, rows.shape[1]) * rows) for t in _starts(width)], 0
         )
-        return (
-            _without_views(grad_x, sbp, placement),
-            _without_views(grad_taps, _sbp_of_sum(sbp), placement),
-        )
+        return _without_views(grad_x, x), _without_views(grad_taps, taps)
 
 
 def _padded_tokens(x):
@@ -355,28 +352,22 @@ def _sum_of_rows(x):
 
 
 def _with_views(x):
-    """This rank's part of a global tensor: there narrow and reshape copy nothing.
+    """A global tensor's only part: there narrow and reshape copy nothing.
 
-    A graph has global tensors only, and these functions are right for both.
+    Of several ranks some may have no part, in a graph no tensor has: there it stays global, and
+    what is done with it has to be right for both.
     """
-    return x if x.is_lazy else x.to_local()
+    return x if x.is_lazy or dist.get_world_size() > 1 else x.to_local()
 
 
-def _without_views(x, sbp, placement):
-    """What `_with_views` began, as a global tensor again; `sbp` tells what the ranks have of it."""
-    return x if x.is_global else x.to_global(placement=placement, sbp=sbp)
-
-
-def _sbp_of_sum(sbp) -> list:
-    """The sbp of a sum over all axes of (N, H, W, C) but the last, repeated: (K, C)."""
-    split = flow.sbp.split
-    changed = {split(0): flow.sbp.partial_sum, split(3): split(1)}
-    return [changed.get(part, part) for part in sbp]
+def _without_views(x, like):
+    """What `_with_views` began, as a global tensor that is placed and split as `like` is."""
+    return x if x.is_global else x.to_global(placement=like.placement, sbp=like.sbp)
 
 
 def gelu(x):
     """GELU (Hendrycks and Gimpel 2016), the exact one with the error function."""
-    if not is_on_cpu(x) or x.is_lazy:
+    if not is_on_cpu(x) or x.is_lazy or dist.get_world_size() > 1:
         return F.gelu(x)
     return _GeluOnCpu.apply(x)
 
@@ -396,13 +387,12 @@ class _GeluOnCpu(flow.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        x, y = ctx.saved_tensors
-        sbp, placement = x.sbp, x.placement
-        x, y, grad = map(_with_views, (x, y, grad.to_global(sbp=sbp)))
+        whole = ctx.saved_tensors[0]
+        x, y, grad = map(_with_views, (*ctx.saved_tensors, grad))
         tiny = 1e-20  # makes 1 / 2 of 0 / 0
         distribution = (y + tiny / 2) / (x + tiny)
         density = _exp_of_negatives(x * x * -0.5) * (2 * math.pi) ** -0.5
-        return _without_views(grad * (distribution + x * density), sbp, placement)
+        return _without_views(grad * (distribution + x * density), whole)
 
 
 def _exp_of_negatives(x):
