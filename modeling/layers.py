@@ -396,12 +396,12 @@ class _GeluOnCpu(flow.autograd.Function):
 
 
 def _exp_of_negatives(x):
-    """exp(x) of values that are 0 or less, those below -80 taken for it: (..., C) -> (..., C).
+    """exp(x) of values that are 0 or less, those below -60 taken for it: (..., C) -> (..., C).
 
     OneFlow's exp computes one value after the other, its softmax many at once. A row's softmax is
     its exp times one factor, which its first value tells.
     """
-    x = flow.clamp(x, min=-80.0)
+    x = flow.clamp(x, min=-60.0)
     softmax = flow.softmax(x, dim=-1)
     first, first_softmax = (values.narrow(-1, 0, 1).contiguous() for values in (x, softmax))
     return softmax * spread(flow.exp(first) / first_softmax, x.shape[-1])

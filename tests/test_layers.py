@@ -16,6 +16,7 @@ from projects.SegFormer.modeling.layers import (
     DropPath,
     LayerNorm,
     broadcast_sbp,
+    gelu,
     in_strips,
     upsample_bilinear,
     upsampled_sum,
@@ -219,6 +220,29 @@ def test_conv_in_a_graph(kernel, stride, padding):
         normal(2, 14, 21, 3),
         graph_results,
     )
+
+
+# ---- GELU -------------------------------------------------------------------------------------
+
+
+class Gelu(flow.nn.Module):
+    def forward(self, x):
+        return gelu(x)
+
+
+@both_modes
+@pytest.mark.parametrize("scale", [0.1, 1.0, 8.0])
+def test_gelu(scale, run):
+    check(Gelu(), F.gelu, normal(2, 3, 5, 2048) * scale, run)
+
+
+def test_gelu_of_extreme_values():
+    """0 / 0, what is too small to square, and what is too large; the first of a row and others."""
+    x = normal(1, 1, 8, 2048) * 1e-3
+    extremes = [0.0, -0.0, 1e-30, -1e-25, 30.0, -30.0, 1e19, -1e19]
+    x[0, 0, :, 0] = extremes
+    x[0, 0, 3, 5:13] = extremes
+    check(Gelu(), F.gelu, x, tolerance=1e-6)
 
 
 # ---- Interpolation --------------------------------------------------------------------------
