@@ -7,7 +7,7 @@ same parameters and the same result is used, chosen by the device of the input:
 - LayerNorm: there is no kernel, and nn.LayerNorm's composed form spends ten times as long in
   broadcasts along an axis of size 1. Instead: means by matrix products.
 - DepthwiseConv2d: a grouped convolution takes seven times as long. Instead: nine shifted products.
-- gelu: its gradient takes five times as long. Instead: the forward pass's result and a softmax.
+- gelu: its gradient takes three times as long. Instead: the forward pass's result and a softmax.
 - Conv2d: the kernel copies overlapping patches and wants channels first. Instead: one product over
   blocks of pixels.
 - upsample_bilinear: channels first only. Instead: products with interpolation matrices.
@@ -373,7 +373,7 @@ def gelu(x):
 
 
 class _GeluOnCpu(flow.autograd.Function):
-    """OneFlow's GELU with a gradient that takes a fifth of its time.
+    """OneFlow's GELU with a gradient that takes a third of its time.
 
     The gradient is F(x) + x * f(x), with the normal distribution F and its density f. F is what the
     forward pass has: gelu(x) / x.
