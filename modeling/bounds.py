@@ -1,0 +1,42 @@
+"""How much a file may ask for: what it says of its size is held against this table before memory is
+taken for it.
+
+The bounds are far above what SegFormer and its data need, and low enough that nothing below them
+fills a machine.
+"""
+
+MIB = 2**20
+
+# Files that are read as a whole, in bytes.
+JSON_BYTES = 32 * MIB  # the index of a thousand shards has 1
+YAML_BYTES = MIB  # the config of an ImageNet training has 0.03
+YAML_VALUES = 200_000  # with each anchor written out where it is used
+TABLE_BYTES = 64 * MIB  # lists of images, of classes, solutions as CSV
+IMAGE_BYTES = 1024 * MIB
+ONNX_BYTES = 2048 * MIB  # protobuf's own limit
+
+# Pickles, in torch files and in LiBai's folders; tensors lie outside of them.
+PICKLE_BYTES = 64 * MIB
+PICKLE_STEPS = 10_000_000  # opcodes
+TENSORS = 200_000
+TENSOR_AXES = 16
+# How often the tensors of a file, all together, may read over its bytes: shared weights do.
+TENSOR_BYTES_OF_A_FILE = 4
+
+IMAGE_PIXELS = 2**28  # 16384 x 16384
+
+# Settings of a model: the lowest and the highest value, of a stage where there is one a stage.
+MODEL_SETTINGS = {
+    "num_channels": (1, 1024),
+    "depths": (1, 1000),
+    "hidden_sizes": (1, 8192),
+    "num_attention_heads": (1, 1024),
+    "sr_ratios": (1, 64),
+    "mlp_ratios": (0.01, 64),
+    "patch_sizes": (1, 64),
+    "strides": (1, 64),
+    "decoder_hidden_size": (1, 16384),
+    "num_classes": (1, 65535),
+}
+MODEL_STAGES = 16
+MODEL_PARAMETERS = 4 * 10**9  # B5 has 85 million
