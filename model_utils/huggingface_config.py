@@ -2,8 +2,8 @@
 
 import os
 
-from projects.SegFormer.model_utils.weight_files import read_json
 from projects.SegFormer.modeling.errors import InputError
+from projects.SegFormer.modeling.files import read_json
 
 # Name in transformers' config.json, name here, value when it is left out (SegformerConfig's).
 SETTINGS = (

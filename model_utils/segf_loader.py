@@ -19,9 +19,9 @@ from projects.SegFormer.model_utils.weight_files import (
     LIBAI_FOLDER,
     SETTINGS_FILE,
     open_weights,
-    read_json,
 )
 from projects.SegFormer.modeling.errors import InputError
+from projects.SegFormer.modeling.files import read_json
 from projects.SegFormer.modeling.segformer_model import (
     SegformerForSemanticSegmentation,
     SegformerPreTrainModel,

@@ -1,17 +1,17 @@
 """Weight files, between disk and NumPy: safetensors, torch files, folders of LiBai's trainer."""
 
-import collections
 import json
 import os
-import pickle
-import re
 from contextlib import contextmanager
 
 import numpy as np
-from oneflow.framework.check_point_v2 import FileBackendVariableBlob
 
 from projects.SegFormer.model_utils.lazy_state import LazyState
+from projects.SegFormer.model_utils.oneflow_folders import load_oneflow
+from projects.SegFormer.model_utils.safe_pickle import Array, Refused
+from projects.SegFormer.model_utils.torch_files import StoredTensor, load_torch
 from projects.SegFormer.modeling.errors import InputError
+from projects.SegFormer.modeling.files import read_json, reason
 
 # A folder is looked through in this order; then for a single file that ends on .pth.
 FILE_NAMES = ("model.safetensors", "pytorch_model.bin")
@@ -65,30 +65,19 @@ def find_weight_files(path: str) -> list[str]:
 
 
 def _shards(index: str) -> list[str]:
+    """The files that an index names: file names beside it, nothing elsewhere."""
     weight_map = read_json(index, "weight_map")["weight_map"]
-    if not isinstance(weight_map, dict) or not all(isinstance(n, str) for n in weight_map.values()):
+    names = weight_map.values() if isinstance(weight_map, dict) else [None]
+    if not all(isinstance(name, str) and name and "\0" not in name for name in names):
         raise InputError(f"{index} has a weight_map that names no files: download it again")
     files = []
-    for name in sorted(set(weight_map.values())):
+    for name in sorted(set(names)):
         files.append(os.path.join(os.path.dirname(index), name))
+        if os.path.basename(name) != name:
+            raise InputError(f"{index} names {name}: expected the names of files beside it")
         if not os.path.isfile(files[-1]):
             raise InputError(f"{index} names {name}, which is not there: download it as well")
     return files
-
-
-def read_json(file: str, *names: str) -> dict:
-    """The JSON object in `file`. Raises InputError when it is not one that has `names`."""
-    try:
-        with open(file, encoding="utf-8") as stream:
-            content = json.load(stream)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} is not JSON ({error}): download it again") from error
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror}") from error
-    missing = [name for name in names if not isinstance(content, dict) or name not in content]
-    if missing or not isinstance(content, dict):
-        raise InputError(f"{file} has no {', '.join(missing) or 'fields'}: download it again")
-    return content
 
 
 def open_weights(path: str) -> LazyState:
@@ -126,7 +115,8 @@ def read_meta(path: str) -> dict:
     files = find_weight_files(path)
     if len(files) > 1 or os.path.isdir(files[0]) or files[0].endswith(".safetensors"):
         return {}
-    content = _load_torch(files[0])
+    with _told_by_file(files[0]):
+        content = load_torch(files[0])
     meta = content.get("meta") if isinstance(content, dict) else None
     return meta if isinstance(meta, dict) else {}
 
@@ -136,11 +126,15 @@ def _told_by_file(file: str):
     """Whatever goes wrong within is an InputError that names the file."""
     try:
         yield
-    except InputError:
-        raise
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise InputError(f"cannot read weights from {file}: {reason}") from error
+    except Refused as error:
+        raise InputError(
+            f"{file} is refused: {error}. Save its state_dict alone, or as .safetensors"
+        ) from error
+    except Exception as error:  # broken files fail in many ways
+        text = str(error) if isinstance(error, InputError) else reason(error)
+        if file in text:
+            raise InputError(text) from error
+        raise InputError(f"cannot read weights from {file}: {text}") from error
 
 
 def _open_file(file: str) -> LazyState:
@@ -153,7 +147,7 @@ def _open_file(file: str) -> LazyState:
     return _open_safetensors(file) if file.endswith(".safetensors") else _open_torch(file)
 
 
-def _check_float(file: str, key: str, dtype, is_float: bool) -> None:
+def _check_float(file: str, key: str, dtype: str, is_float: bool) -> None:
     """Quantised weights, say, are not what this project computes with."""
     if not is_float and not key.endswith("num_batches_tracked"):
         raise InputError(f"{file}: {key} is of type {dtype}, expected floating point")
@@ -191,98 +185,34 @@ def _open_safetensors(file: str) -> LazyState:
 
 
 def _open_torch(file: str) -> LazyState:
-    """PyTorch 1.13 reads a file as a whole; its tensors are let go one by one."""
-    state = _load_torch(file)
+    state = load_torch(file)
     if isinstance(state, dict):
         state = state.get("state_dict", state)
     if not isinstance(state, dict) or not all(
-        isinstance(key, str) and hasattr(value, "numpy") for key, value in state.items()
+        isinstance(key, str) and isinstance(value, (StoredTensor, Array))
+        for key, value in state.items()
     ):
         raise InputError(f"{file} holds no weights: expected a dict of tensors by name")
     for key, value in state.items():
-        _check_float(file, key, value.dtype, value.is_floating_point())
+        _check_float(file, key, value.dtype.name, value.dtype.kind == "f")
 
     def read():
-        for key in list(state):
-            value = state.pop(key).detach()
-            yield key, (value.float() if value.is_floating_point() else value).numpy()
+        for key, value in state.items():
+            yield key, value.numpy()
 
-    return LazyState({key: tuple(value.shape) for key, value in state.items()}, read)
-
-
-def _load_torch(file: str):
-    try:
-        import torch
-    except ImportError as error:
-        raise InputError(
-            f"reading {file} needs PyTorch: pip install torch==1.13.1, or give a .safetensors file"
-        ) from error
-    with open(file, "rb") as stream:
-        start = stream.read(2)
-    if start != b"PK" and start[:1] != b"\x80":  # of a zip archive, or of a pickle
-        raise InputError(f"{file} is no PyTorch file, it begins with {start}: download it again")
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        refused = re.search(r"Unsupported class (\S+)", str(error))
-        if not refused:
-            raise InputError(
-                f"{file} is refused: it is cut off, or holds Python objects that could run code "
-                "when they are read. Download it again"
-            ) from error
-        raise InputError(
-            f"{file} is refused: beside tensors it holds {refused[1]}, which could run code when "
-            "it is read. Save its state_dict alone, or as .safetensors"
-        ) from error
-
-
-class _StoredTensor:
-    """Stands in for oneflow.Tensor while a checkpoint is unpickled: where its values are."""
-
-    def __setstate__(self, state):
-        self.folder = state["path"]
-
-
-class _OneFlowUnpickler(pickle.Unpickler):
-    """Knows what flow.save writes for a state, and nothing that could run code."""
-
-    def find_class(self, module, name):
-        known = {
-            ("oneflow", "Tensor"): _StoredTensor,
-            ("oneflow.nn", "Parameter"): _StoredTensor,
-            ("collections", "OrderedDict"): collections.OrderedDict,
-        }
-        if (module, name) not in known:
-            raise InputError(
-                f"it is refused: it holds {module}.{name}, which could run code when it is read; "
-                "expected tensors alone"
-            )
-        return known[module, name]
+    return LazyState({key: value.shape for key, value in state.items()}, read)
 
 
 def _open_oneflow(folder: str) -> LazyState:
     """What flow.save wrote to `folder`."""
-    try:
-        with open(os.path.join(folder, "pickled_data"), "rb") as stream:
-            tensors = _OneFlowUnpickler(stream).load()["data"]
-        folders = {key: os.path.join(folder, tensor.folder) for key, tensor in tensors.items()}
-    except InputError as error:
-        raise InputError(f"cannot read {folder}: {error}") from error
-    except Exception as error:
-        raise InputError(f"the checkpoint {folder} is not whole: pickled_data is broken") from error
-    files = {}
-    for key, tensor_folder in folders.items():
-        try:
-            files[key] = FileBackendVariableBlob(tensor_folder)
-            dtype = files[key].dtype
-        except Exception as error:
-            raise InputError(
-                f"the checkpoint {folder} is not whole: {key}, in {tensor_folder}, is cut off"
-            ) from error
-        _check_float(folder, key, dtype, dtype.is_floating_point)
+    tensors = load_oneflow(folder)
+    if not isinstance(tensors, dict) or not all(hasattr(t, "folder") for t in tensors.values()):
+        raise InputError(f"{folder} holds no weights: expected tensors by name")
+    for key, tensor in tensors.items():
+        _check_float(folder, key, tensor.dtype.name, tensor.dtype.kind == "f")
 
     def read():
-        for key, file in files.items():
-            yield key, file.numpy()
+        for key, tensor in tensors.items():
+            yield key, tensor.numpy()
 
-    return LazyState({key: tuple(file.shape) for key, file in files.items()}, read)
+    return LazyState({key: tensor.shape for key, tensor in tensors.items()}, read)

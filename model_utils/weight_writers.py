@@ -1,7 +1,5 @@
 """Writers: this project's state to disk, as other tools read it."""
 
-import io
-import json
 import os
 
 import numpy as np
@@ -15,8 +13,10 @@ from projects.SegFormer.model_utils.key_rules import (
     KeyFormat,
     from_here,
 )
+from projects.SegFormer.model_utils.torch_files import save_torch
 from projects.SegFormer.model_utils.weight_files import LIBAI_FOLDER, SETTINGS_FILE
 from projects.SegFormer.modeling.errors import InputError
+from projects.SegFormer.modeling.files import write_json
 
 # The paper's code has this layer in its head and never calls it: 128 channels in all its configs.
 SPARE_CLASSIFIER, SPARE_CHANNELS = "head.conv_seg", 128
@@ -57,34 +57,23 @@ def write_huggingface(
     tensors = from_here(_with_batch_count(state), key_format)
     save_file(tensors, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
     config = from_settings(settings, architecture_of(state), classes)
-    _write_json(os.path.join(folder, "config.json"), config)
-    _write_json(os.path.join(folder, "preprocessor_config.json"), image_processor)
+    write_json(os.path.join(folder, "config.json"), config)
+    write_json(os.path.join(folder, "preprocessor_config.json"), image_processor)
 
 
 def write_official(file: str, state: dict[str, np.ndarray], classes: list[str]) -> None:
-    """A file that the paper's code loads, of segmentation or of ImageNet-1K classification.
-
-    Needs PyTorch. Raises InputError without it.
-    """
-    try:
-        import torch
-    except ImportError as error:
-        raise InputError(f"writing {file} needs PyTorch: pip install torch==1.13.1") from error
-
+    """A file that the paper's code loads, of segmentation or of ImageNet-1K classification."""
     if architecture_of(state) == ARCHITECTURES[1]:
-        content = _to_torch(from_here(state, OFFICIAL_IMAGENET))
+        content = from_here(state, OFFICIAL_IMAGENET)
     else:
         bias = np.zeros_like(state["head.linear_pred.bias"])
         weight = np.zeros((*bias.shape, SPARE_CHANNELS, 1, 1), bias.dtype)
         spare = {f"{SPARE_CLASSIFIER}.weight": weight, f"{SPARE_CLASSIFIER}.bias": bias}
         state = {**spare, **_with_batch_count(state)}
-        tensors = _to_torch(from_here(state, OFFICIAL_SEGMENTATION))
+        tensors = from_here(state, OFFICIAL_SEGMENTATION)
         content = {"meta": {"CLASSES": list(classes)}, "state_dict": tensors}
     os.makedirs(os.path.dirname(file) or ".", exist_ok=True)
-    serialised = io.BytesIO()  # to a full disk PyTorch 1.13 would write until the process aborts
-    torch.save(content, serialised)
-    with open(file, "wb") as stream:
-        stream.write(serialised.getbuffer())
+    save_torch(file, content)
 
 
 def write_libai(
@@ -103,7 +92,7 @@ def write_libai(
     }
     flow.save(tensors, os.path.join(folder, LIBAI_FOLDER))
     description = dict(settings=settings, classes=classes, image_processor=image_processor)
-    _write_json(os.path.join(folder, SETTINGS_FILE), description)
+    write_json(os.path.join(folder, SETTINGS_FILE), description)
 
 
 def _with_batch_count(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -114,15 +103,3 @@ def _with_batch_count(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if key.endswith("running_mean")
     }
     return {**count, **state}
-
-
-def _to_torch(state: dict[str, np.ndarray]) -> dict:
-    import torch
-
-    return {key: torch.from_numpy(value.copy()) for key, value in state.items()}
-
-
-def _write_json(file: str, content: dict) -> None:
-    with open(file, "w", encoding="utf-8") as stream:
-        json.dump(content, stream, indent=2, ensure_ascii=False)
-        stream.write("\n")

@@ -8,6 +8,7 @@ fills a machine.
 MIB = 2**20
 
 # Files that are read as a whole, in bytes.
+META_BYTES = 65_536  # shape and dtype of a tensor in a folder of LiBai
 JSON_BYTES = 32 * MIB  # the index of a thousand shards has 1
 YAML_BYTES = MIB  # the config of an ImageNet training has 0.03
 YAML_VALUES = 200_000  # with each anchor written out where it is used
@@ -17,7 +18,7 @@ ONNX_BYTES = 2048 * MIB  # protobuf's own limit
 
 # Pickles, in torch files and in LiBai's folders; tensors lie outside of them.
 PICKLE_BYTES = 64 * MIB
-PICKLE_STEPS = 10_000_000  # opcodes
+PICKLE_STEPS = 3_000_000  # opcodes
 TENSORS = 200_000
 TENSOR_AXES = 16
 # How often the tensors of a file, all together, may read over its bytes: shared weights do.

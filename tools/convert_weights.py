@@ -44,11 +44,7 @@ from projects.SegFormer.model_utils.key_rules import (
 from projects.SegFormer.model_utils.lazy_state import LazyState
 from projects.SegFormer.model_utils.model_weights import load_state
 from projects.SegFormer.model_utils.segf_loader import model_arguments, open_in_any_format
-from projects.SegFormer.model_utils.weight_files import (
-    SETTINGS_FILE,
-    read_json,
-    read_meta,
-)
+from projects.SegFormer.model_utils.weight_files import SETTINGS_FILE, read_meta
 from projects.SegFormer.model_utils.weight_writers import (
     architecture_of,
     write_huggingface,
@@ -56,6 +52,7 @@ from projects.SegFormer.model_utils.weight_writers import (
     write_official,
 )
 from projects.SegFormer.modeling.errors import InputError
+from projects.SegFormer.modeling.files import read_json
 from projects.SegFormer.modeling.segformer_model import (
     SegformerForImageClassification,
     SegformerForSemanticSegmentation,
