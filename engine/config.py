@@ -4,10 +4,10 @@ import difflib
 import os
 import re
 
-import yaml
 from libai.config import LazyConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from projects.SegFormer.engine.yaml_config import load_yaml
 from projects.SegFormer.modeling.errors import InputError
 
 
@@ -23,10 +23,13 @@ def load_config(file: str, overrides: list[str] | None = None) -> DictConfig:
     """
     if not os.path.isfile(file):
         raise InputError(f"no config file {file}")
-    try:
-        config = LazyConfig.load(file)
-    except (SyntaxError, ImportError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"cannot load the config {file}: {error}") from error
+    if file.endswith((".yaml", ".yml")):
+        config = load_yaml(file)
+    else:
+        try:
+            config = LazyConfig.load(file)
+        except (SyntaxError, ImportError, ValueError) as error:
+            raise InputError(f"cannot load the config {file}: {error}") from error
     for name in ("train", "model", "dataloader", "optim", "graph"):
         if name not in config:
             raise InputError(f"{file} is not a config to run: it has no `{name}`")

@@ -3,10 +3,13 @@
 import os
 
 import oneflow as flow
+import onnx
 from oneflow import nn
 
-from projects.SegFormer.model_utils.onnx_graph import IMAGES, LABELS, LOGITS
+from projects.SegFormer.model_utils.onnx_graph import IMAGES, LABELS, LOGITS, OPERATORS
+from projects.SegFormer.modeling.bounds import ONNX_BYTES
 from projects.SegFormer.modeling.errors import InputError
+from projects.SegFormer.modeling.files import read_bytes, reason
 from projects.SegFormer.modeling.segformer_model import to_input
 
 
@@ -53,14 +56,38 @@ def open_session(source: str | bytes):
             f"ONNX Runtime cannot be imported ({error}): run bash tools/setup.sh, or leave out "
             "--engine onnx"
         ) from error
-    if isinstance(source, str) and not os.path.isfile(source):
-        raise InputError(f"no file {source}: expected a model.onnx that tools/export.py wrote")
+    if isinstance(source, str):
+        if not os.path.isfile(source):
+            raise InputError(f"no file {source}: expected a model.onnx that tools/export.py wrote")
+        name, source = source, read_bytes(source, ONNX_BYTES)
+    else:
+        name = "the graph"
     try:
+        _check_graph(onnx.ModelProto.FromString(source), name)
         return onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
+    except InputError:
+        raise
     except Exception as error:  # ONNX Runtime's have no common class
-        raise InputError(
-            f"ONNX Runtime cannot read {_name(source)}: {str(error).splitlines()[0]}"
-        ) from error
+        raise InputError(f"ONNX Runtime cannot read {name}: {reason(error)}") from error
+
+
+def _check_graph(proto: onnx.ModelProto, name: str) -> None:
+    """Raises InputError for what tools/export.py does not write: ONNX Runtime would read other
+    files that a graph names, and take the memory that an operator on constants asks for.
+    """
+    constant = set()
+    for tensor in proto.graph.initializer:
+        constant.add(tensor.name)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
+            raise InputError(f"{name} is refused: the values of {tensor.name} are in another file")
+    for node in proto.graph.node:
+        is_known = node.op_type in OPERATORS and not node.domain
+        is_computed = not constant.issuperset(node.input) or node.op_type == "DequantizeLinear"
+        if not is_known or not is_computed or proto.functions or proto.graph.sparse_initializer:
+            raise InputError(
+                f"{name} is not a model of tools/export.py: it has {node.domain}{node.op_type} "
+                f"{node.name} in it"
+            )
 
 
 def _name(source: str | bytes) -> str:

@@ -2,6 +2,7 @@
 
 import os
 
+from projects.SegFormer.modeling.bounds import MODEL_SETTINGS
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.files import read_json
 
@@ -91,14 +92,21 @@ def class_names(config: dict, source: str) -> list[str]:
     Raises InputError when they are not names by index.
     """
     names = config.get("id2label")
+    most = MODEL_SETTINGS["num_classes"][1]
     if not names:
         count = config.get("num_labels", 2)
-        if not _is_count(count):
-            raise InputError(f"config.json of {source} has num_labels {count!r}: expected a number")
+        if not _is_count(count) or count > most:
+            raise InputError(
+                f"config.json of {source} has num_labels {count!r}: expected a number up to {most}"
+            )
         return [f"LABEL_{index}" for index in range(count)]
-    if not isinstance(names, dict) or not all(str(index).isdigit() for index in names):
-        raise InputError(f"config.json of {source} has an id2label that is not names by number")
-    return [str(name) for _, name in sorted((int(index), name) for index, name in names.items())]
+    try:
+        by_index = sorted((int(index), str(name)) for index, name in names.items())
+    except (AttributeError, ValueError) as error:  # no dict, or keys that are no numbers
+        raise InputError(
+            f"config.json of {source} has an id2label that is not names by number"
+        ) from error
+    return [name for _, name in by_index]
 
 
 def from_settings(settings: dict, architecture: str, classes: list[str]) -> dict:

@@ -21,6 +21,23 @@ from projects.SegFormer.modeling.segformer_model import SegformerForSemanticSegm
 OPSET = 17
 IR_VERSION = 8  # of the ONNX release that brought opset 17: older readers take nothing newer
 IMAGES, LOGITS, LABELS = "images", "prediction_scores", "labels"
+# All that a graph is made of here, quantised too.
+OPERATORS = (
+    *(
+        "Add",
+        "ArgMax",
+        "Concat",
+        "Conv",
+        "Div",
+        "Erf",
+        "LayerNormalization",
+        "MatMul",
+        "Mul",
+        "Relu",
+    ),
+    *("Reshape", "Resize", "Shape", "Softmax", "Sum", "Transpose"),
+    *("DequantizeLinear", "QuantizeLinear"),
+)
 CHANNELS_FIRST, CHANNELS_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
 BILINEAR = dict(mode="linear", coordinate_transformation_mode="half_pixel")
 

@@ -18,6 +18,8 @@ import numpy as np
 from projects.SegFormer.modeling.bounds import PICKLE_BYTES, PICKLE_STEPS
 from projects.SegFormer.modeling.errors import InputError
 
+MAX_DEPTH = 50  # containers in containers
+
 
 class Record:
     """Something that was named and not built: a class or function, or an object of it.
@@ -100,7 +102,9 @@ class _Machine:
                 raise InputError(f"its pickle has more than {PICKLE_STEPS:,} steps")
             name = opcode.name
             if name == "STOP":
-                return self._stack.pop()
+                value = self._stack.pop()
+                _check_tree(value, step)
+                return value
             if name in _PUSHES_ITS_ARGUMENT:
                 self._stack.append(argument)
             elif name in _CONSTANTS:
@@ -249,6 +253,28 @@ _CONSTANTS = dict(
 )
 _IGNORED = ("PROTO", "FRAME")
 _MAKES = dict(TUPLE=tuple, LIST=list, FROZENSET=lambda items: frozenset(map(_checked_key, items)))
+
+
+def _check_tree(value, steps: int) -> None:
+    """Raises InputError where a walk through all of `value` would take long, or go too deep.
+
+    A list that holds another twice, which holds another twice, is short in a pickle.
+    """
+    level = [value] if isinstance(value, (dict, list, tuple)) else []
+    count = 0
+    for _ in range(MAX_DEPTH):
+        level = [
+            part
+            for container in level
+            for part in (container.values() if isinstance(container, dict) else container)
+            if isinstance(part, (dict, list, tuple))
+        ]
+        count += len(level)
+        if not level:
+            return
+        if count > 10 * steps:
+            break
+    raise InputError(f"what its pickle holds is nested too often, or deeper than {MAX_DEPTH}")
 
 
 def _extend(target, items: list) -> None:

@@ -5,6 +5,7 @@ import inspect
 import logging
 import os
 from functools import cached_property
+from math import prod
 
 from projects.SegFormer.model_utils.huggingface_config import read_config, to_settings
 from projects.SegFormer.model_utils.key_rules import (
@@ -20,11 +21,17 @@ from projects.SegFormer.model_utils.weight_files import (
     SETTINGS_FILE,
     open_weights,
 )
+from projects.SegFormer.modeling.bounds import PARAMETERS_BEYOND_WEIGHTS
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.files import read_json
 from projects.SegFormer.modeling.segformer_model import (
     SegformerForSemanticSegmentation,
     SegformerPreTrainModel,
+)
+from projects.SegFormer.modeling.settings import (
+    STAGE_SETTINGS,
+    check_settings,
+    count_parameters,
 )
 
 logger = logging.getLogger("libai." + __name__)
@@ -83,6 +90,7 @@ class SegFLoader:
         if self.ignore_mismatched_head and "num_classes" in self.libai_cfg:
             stored.pop("num_classes", None)
         self.libai_cfg = {**self.libai_cfg, **stored, **self.settings}
+        on_rank_0(lambda: check_size(self.libai_cfg, self.opened[0], self.path))
         try:
             model = self.model(**model_arguments(self.model, self.libai_cfg))
         except InputError as error:
@@ -96,6 +104,21 @@ class SegFLoader:
         )
         self.__dict__.pop("opened", None)
         return model.eval()
+
+
+def check_size(settings, state: LazyState, source: str) -> None:
+    """Raises InputError for settings of a far larger model than the weights in `state` are of.
+
+    To build it only to find that they do not fit would take its memory, and minutes.
+    """
+    check_settings(settings)
+    here = count_parameters(settings) if settings.keys() >= {*STAGE_SETTINGS} else 0
+    stored = sum(map(prod, state.shapes.values()))
+    if here > max(2 * stored, PARAMETERS_BEYOND_WEIGHTS):
+        raise InputError(
+            f"the config that came with {source} is of a model with {here:,} parameters, the "
+            f"weights are {stored:,} numbers: they do not belong together"
+        )
 
 
 def open_in_any_format(path: str) -> tuple[LazyState, KeyFormat]:

@@ -23,7 +23,9 @@ from projects.SegFormer.dataset.segmentation import read_image
 from projects.SegFormer.dataset.transforms import Normalize
 from projects.SegFormer.model_utils.huggingface_config import ARCHITECTURES, read_config
 from projects.SegFormer.model_utils.segf_loader import SegFLoaderHuggerFace
+from projects.SegFormer.model_utils.weight_files import find_weight_files, read_weights
 from projects.SegFormer.modeling.errors import InputError
+from projects.SegFormer.modeling.files import reason
 from projects.SegFormer.modeling.segformer_model import (
     SegformerForImageClassification,
     SegformerForSemanticSegmentation,
@@ -53,10 +55,7 @@ def main(arguments: list[str]) -> int:
         task = args.task or _task_of(folder)
         loader = SegFLoaderHuggerFace(MODELS[task], {}, folder)
         model = loader.load()
-        try:
-            reference = getattr(transformers, NAMES[task]).from_pretrained(folder).eval()
-        except Exception as error:
-            raise InputError(f"transformers cannot load {folder}: {error}") from error
+        reference = reference_model(NAMES[task], folder)
 
     channels = loader.libai_cfg["num_channels"]
     images = _read(args.image) if args.image else random_images((1, channels, 512, 512))
@@ -65,6 +64,28 @@ def main(arguments: list[str]) -> int:
     rows = compare(outputs(model, images), reference_outputs(reference, images))
     print(format_table(rows, args.tolerance))
     return 0 if all(row["max"] <= args.tolerance for row in rows) else 1
+
+
+def reference_model(architecture: str, folder: str):
+    """The model of transformers with the weights in `folder`.
+
+    It reads safetensors by itself. Of other files it gets the tensors as they are read here:
+    PyTorch 1.13 may run what is in them.
+    """
+    import torch
+    import transformers
+
+    if all(file.endswith(".safetensors") for file in find_weight_files(folder)):
+        source, weights = folder, dict(use_safetensors=True)
+    else:
+        state = {key: torch.from_numpy(value) for key, value in read_weights(folder).items()}
+        source, weights = None, dict(state_dict=state)
+    try:
+        config = transformers.SegformerConfig.from_pretrained(folder)
+        model_class = getattr(transformers, architecture)
+        return model_class.from_pretrained(source, config=config, **weights).eval()
+    except Exception as error:
+        raise InputError(f"transformers cannot load {folder}: {reason(error)}") from error
 
 
 def random_model(architecture: str, **settings):

@@ -38,6 +38,12 @@ MODEL_SETTINGS = {
     "strides": (1, 64),
     "decoder_hidden_size": (1, 16384),
     "num_classes": (1, 65535),
+    "drop_path_rate": (0, 0.99),
+    "decoder_dropout": (0, 0.99),
+    "layer_norm_eps": (0, 1),
+    "embed_norm_eps": (0, 1),
 }
 MODEL_STAGES = 16
-MODEL_PARAMETERS = 4 * 10**9  # B5 has 85 million
+MODEL_PARAMETERS = 2 * 10**9  # B5 has 85 million
+# A config that comes with weights may describe a larger model than they are of, up to this.
+PARAMETERS_BEYOND_WEIGHTS = 100_000_000

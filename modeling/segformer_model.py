@@ -28,6 +28,7 @@ from projects.SegFormer.modeling.layers import (
     tensor_parallel,
 )
 from projects.SegFormer.modeling.losses import SegmentationLoss
+from projects.SegFormer.modeling.settings import check_settings
 
 MIN_SIDE = 32  # the coarsest map has a stride of 32
 
@@ -207,14 +208,20 @@ class SegformerPreTrainModel(nn.Module):
         embed_norm_eps=1e-5,
     ):
         super().__init__()
-        _check_stages(
-            len(depths),
-            hidden_sizes=hidden_sizes,
-            num_attention_heads=num_attention_heads,
-            sr_ratios=sr_ratios,
-            mlp_ratios=mlp_ratios,
-            patch_sizes=patch_sizes,
-            strides=strides,
+        check_settings(
+            dict(
+                num_channels=num_channels,
+                depths=depths,
+                hidden_sizes=hidden_sizes,
+                num_attention_heads=num_attention_heads,
+                sr_ratios=sr_ratios,
+                mlp_ratios=mlp_ratios,
+                patch_sizes=patch_sizes,
+                strides=strides,
+                drop_path_rate=drop_path_rate,
+                layer_norm_eps=layer_norm_eps,
+                embed_norm_eps=embed_norm_eps,
+            )
         )
         drop_path_rates = np.linspace(0, drop_path_rate, sum(depths)).tolist()
         in_channels = [num_channels, *hidden_sizes[:-1]]
@@ -277,15 +284,6 @@ class SegformerPreTrainModel(nn.Module):
             x = norm(x)
             features.append(x)
         return features
-
-
-def _check_stages(stages: int, **settings) -> None:
-    """Every setting of a stage must be there for every stage."""
-    for name, values in settings.items():
-        if len(values) != stages:
-            raise InputError(
-                f"{name} has {len(values)} values and depths {stages}: both need one a stage"
-            )
 
 
 class SegformerModel(SegformerPreTrainModel):
@@ -397,6 +395,7 @@ class SegformerForImageClassification(_ConfigurableModel):
     @configurable
     def __init__(self, *, num_classes=1000, label_smoothing=0.0, **encoder):
         super().__init__()
+        check_settings({**encoder, "num_classes": num_classes})
         self.segformer = SegformerPreTrainModel(**encoder)
         self.num_classes, self.label_smoothing = num_classes, label_smoothing
         self.noise_size = self.segformer.noise_size
@@ -456,6 +455,8 @@ class SegformerForSemanticSegmentation(_ConfigurableModel):
         **encoder,
     ):
         super().__init__()
+        sizes = dict(num_classes=num_classes, decoder_hidden_size=decoder_hidden_size)
+        check_settings({**encoder, **sizes, "decoder_dropout": decoder_dropout})
         self.segformer = SegformerModel(**encoder)
         self.ignore_index = ignore_index
         self.loss = SegmentationLoss.from_config(loss, num_classes, ignore_index)

@@ -19,6 +19,7 @@ import sys
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
+import numpy as np
 from libai.config import LazyConfig
 from libai.utils import distributed as dist
 from omegaconf import OmegaConf
@@ -26,6 +27,7 @@ from safetensors import SafetensorError
 
 from projects.SegFormer.configs.common.train import train
 from projects.SegFormer.dataset.transforms import IMAGENET_MEAN, IMAGENET_STD
+from projects.SegFormer.engine.checkpoint import RECORD
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.engine.libai_mends import mend_libai
 from projects.SegFormer.model_utils.huggingface_config import (
@@ -43,7 +45,11 @@ from projects.SegFormer.model_utils.key_rules import (
 )
 from projects.SegFormer.model_utils.lazy_state import LazyState
 from projects.SegFormer.model_utils.model_weights import load_state
-from projects.SegFormer.model_utils.segf_loader import model_arguments, open_in_any_format
+from projects.SegFormer.model_utils.segf_loader import (
+    check_size,
+    model_arguments,
+    open_in_any_format,
+)
 from projects.SegFormer.model_utils.weight_files import SETTINGS_FILE, read_meta
 from projects.SegFormer.model_utils.weight_writers import (
     architecture_of,
@@ -93,6 +99,9 @@ def main(arguments: list[str]) -> None:
             check_family(model.settings)
     except InputError as error:
         raise InputError(f"cannot convert {args.source}: {error}") from error
+    for key, value in state.items():
+        if not np.isfinite(value).all():
+            raise InputError(f"cannot convert {args.source}: {key} is not finite everywhere")
     with _whole_or_nothing(args.output) as output:
         if args.target == "huggingface":
             layout = KEY_LAYOUTS[args.key_layout]
@@ -163,9 +172,10 @@ def describe(source: str, config: str | None, state: dict, eps: tuple | None) ->
 
 
 def _config_of_training(source: str) -> str | None:
-    """LiBai's trainer writes config.yaml beside its checkpoints."""
+    """The config.yaml that a training of this project writes beside its checkpoints."""
     file = os.path.join(os.path.dirname(os.path.abspath(source)), "config.yaml")
-    return file if os.path.isdir(source) and os.path.isfile(file) else None
+    is_checkpoint = os.path.isfile(os.path.join(source, RECORD))
+    return file if is_checkpoint and os.path.isfile(file) else None
 
 
 def _from_config(file: str) -> Description:
@@ -262,6 +272,7 @@ def check(state: dict, settings: dict, source: str) -> None:
     one_rank = {**train["dist"], "pipeline_num_layers": 10_000}
     dist.setup_dist_util(OmegaConf.create(one_rank))
     model = MODELS[architecture_of(state)]
+    check_size(settings, LazyState.of(state), source)
     load_state(model(**model_arguments(model, settings)), lambda: LazyState.of(state), source)
 
 

@@ -14,18 +14,13 @@ import os
 import sys
 
 from libai.config import LazyConfig
-from libai.config.lazy import locate
 from omegaconf import DictConfig
 
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.flops import Part, model_parts
 from projects.SegFormer.modeling.segformer_model import MIN_SIDE
-
-OF_A_STAGE = (
-    *("depths", "hidden_sizes", "num_attention_heads", "sr_ratios", "mlp_ratios"),
-    *("patch_sizes", "strides"),
-)
+from projects.SegFormer.modeling.settings import check_settings
 
 
 def main(arguments: list[str]) -> None:
@@ -44,15 +39,8 @@ def model_settings(file: str, overrides: list[str]) -> DictConfig:
     Raises InputError for a config that cannot be read, and for a setting that the model lacks.
     """
     model = _model_of_file(file, overrides) or load_config(file, overrides).model
-    target = model["_target_"]
-    model_class = locate(target) if isinstance(target, str) else target
-    model_class.from_config(model.cfg)
-    for name in OF_A_STAGE:
-        if len(model.cfg[name]) != len(model.cfg.depths):
-            raise InputError(
-                f"{name} has {len(model.cfg[name])} values and depths {len(model.cfg.depths)}: "
-                "both need one a stage"
-            )
+    model["_target_"].from_config(model.cfg)
+    check_settings(model.cfg)
     return model.cfg
 
 

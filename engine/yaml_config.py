@@ -1,0 +1,140 @@
+"""A YAML config as data: the config.yaml of a training, whoever gave it.
+
+LiBai reads it with yaml.unsafe_load, which builds any object, and calls whatever `_target_` names.
+"""
+
+import inspect
+import re
+from contextlib import suppress
+
+import yaml
+from libai.config.lazy import locate
+from omegaconf import DictConfig, OmegaConf
+
+from projects.SegFormer.modeling.bounds import YAML_BYTES, YAML_VALUES
+from projects.SegFormer.modeling.errors import InputError
+from projects.SegFormer.modeling.files import read_bytes, reason
+
+# Modules whose classes and functions a `_target_` may name: they build parts of a training and
+# neither write files nor run what they read. A name without a dot at its end is that one alone.
+TARGETS = (
+    *(
+        f"projects.SegFormer.dataset.{module}."
+        for module in (
+            *("ade20k", "build", "cityscapes", "classification", "classification_transforms"),
+            *("coco_stuff", "folder", "mixing", "pascal_voc", "segmentation", "transforms"),
+        )
+    ),
+    "projects.SegFormer.engine.graph.SegformerGraph",
+    "projects.SegFormer.engine.optim.",
+    "projects.SegFormer.evaluation.inference.Inference",
+    "projects.SegFormer.modeling.segformer_loadmodel.",
+    "projects.SegFormer.modeling.segformer_model.",
+    *("libai.data.samplers.", "libai.layers.", "libai.optim.", "libai.scheduler."),
+    *("oneflow.nn.optimizer.", "oneflow.optim."),
+)
+REFERENCE = re.compile(r"\$\{([\w.\[\]]*)\}")  # without another in it
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """YAML's own types, and tuples, which LiBai's configs may have had, as lists."""
+
+
+_Loader.add_constructor(
+    "tag:yaml.org,2002:python/tuple",
+    lambda loader, node: loader.construct_sequence(node, deep=True),
+)
+
+
+def load_yaml(file: str) -> DictConfig:
+    """The config in a YAML file, with a class or function for the name in each `_target_`.
+
+    Raises InputError for what is not YAML, is not data, asks for more than `modeling.bounds`, names
+    a `_target_` that is none of TARGETS, or refers to anything but a plain value of the file.
+    """
+    try:
+        content = yaml.load(read_bytes(file, YAML_BYTES), _Loader)
+        if not isinstance(content, dict):
+            raise InputError("it is no mapping of names to values")
+        values = _values(content)
+        _check_references([value for *_, value in values if isinstance(value, str)], content)
+        for holder, key, value in values:
+            if key == "_target_":
+                holder[key] = _target(value)
+        return OmegaConf.create(content, flags={"allow_objects": True})
+    except yaml.constructor.ConstructorError as error:
+        raise InputError(
+            f"{file} is refused: line {error.problem_mark.line + 1}, {error.problem}; a YAML "
+            "config is data. What has to be code belongs in a .py config"
+        ) from error
+    except Exception as error:  # PyYAML's and OmegaConf's have no common class
+        text = str(error) if isinstance(error, InputError) else reason(error)
+        raise InputError(f"cannot load the config {file}: {text}") from error
+
+
+def _values(content) -> list[tuple]:
+    """(container, key, value) of all there is, as often as anchors repeat it."""
+    found, waiting = [], [content]
+    while waiting:
+        container = waiting.pop()
+        pairs = container.items() if isinstance(container, dict) else enumerate(container)
+        for key, value in pairs:
+            found.append((container, key, value))
+            if isinstance(value, (dict, list)):
+                waiting.append(value)
+        if len(found) > YAML_VALUES:
+            raise InputError(f"it has more than {YAML_VALUES:,} values")
+    return found
+
+
+def _target(name):
+    """The class or function that a `_target_` names."""
+    found = None
+    if _is_allowed(name):
+        with suppress(Exception):  # there is no such, or its module cannot be imported
+            found = locate(name)
+    is_callable = inspect.isclass(found) or inspect.isfunction(found)
+    # An allowed module may import what is not.
+    if not is_callable or not _is_allowed(f"{found.__module__}.{found.__qualname__}"):
+        raise InputError(
+            f"_target_ {name!r} is none of those that a YAML config may name (TARGETS in "
+            "engine/yaml_config.py): use a .py config for it"
+        )
+    return found
+
+
+def _is_allowed(name) -> bool:
+    if not isinstance(name, str) or any(part.startswith("_") for part in name.split(".")):
+        return False
+    return any(name == known or known[-1] == "." and name.startswith(known) for known in TARGETS)
+
+
+def _check_references(texts: list[str], content: dict) -> None:
+    """Raises InputError unless each ${...} names a value of the file that has no such in it.
+
+    So nothing of the environment gets in, which OmegaConf's resolvers read, and nothing grows: a
+    value that refers twice to one that refers twice doubles at each step.
+    """
+    written_out = {}
+    left = YAML_BYTES
+    for text in texts:
+        rest = text
+        while "${" in rest:
+            reference = REFERENCE.search(rest)
+            key = reference[1] if reference else None
+            if key not in written_out:
+                written_out[key] = _written_out(key, content)
+            left -= len(written_out[key])
+            if "${" in written_out[key] or left < 0:
+                raise InputError(f"{text!r} refers to more than a plain value of the file")
+            rest = rest.replace(reference[0], written_out[key], 1)
+
+
+def _written_out(key: str | None, content) -> str:
+    """The value at "data.root" or "dataloader.test[0].dataset" as text; "${" if there is none."""
+    try:
+        for part in key.replace("[", ".").replace("]", "").split("."):
+            content = content[int(part)] if isinstance(content, list) else content[part]
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return "${"
+    return str(content)
