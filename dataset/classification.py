@@ -1,6 +1,5 @@
 """Images in one folder a class, read and transformed; ImageNet-1K among them."""
 
-import csv
 import os
 from collections.abc import Sequence
 from itertools import repeat
@@ -8,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from projects.SegFormer.dataset.folder import IMAGE_SUFFIXES
+from projects.SegFormer.dataset.image_files import IMAGE_SUFFIXES, read_image
+from projects.SegFormer.dataset.list_files import read_lines, read_rows
 from projects.SegFormer.dataset.sampler import Draw
-from projects.SegFormer.dataset.segmentation import read_image
 from projects.SegFormer.dataset.transforms import Compose, Transform
 from projects.SegFormer.modeling.errors import InputError
 
@@ -123,7 +122,7 @@ class ImageNet(ClassificationFolder):
         path = _at_or_above(Path(root), self.NAMES)
         if path is not None:
             # "n01440764 tench, Tinca tinca": the first of several names is enough.
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = read_lines(path, "<WordNet id> <name>, ... in each line")
             names = {line.partition(" ")[0]: line.partition(",")[0] for line in lines}
             self.classes = [names.get(name, name) for name in self.classes]
 
@@ -138,15 +137,15 @@ class ImageNet(ClassificationFolder):
                 f"{folder}: {len(images)} images without folders of their classes; put Kaggle's "
                 f"{self.SOLUTION} into {root}, or move each image to {split}/<WordNet id>/"
             )
-        with open(path, newline="", encoding="utf-8") as file:
-            # "ILSVRC2012_val_00048981,n03995372 85 1 499 272": the id, then boxes.
-            rows = [row for row in csv.reader(file) if len(row) == 2]
+        # "ILSVRC2012_val_00048981,n03995372 85 1 499 272": the id, then boxes.
+        expected = "<name without suffix>,<WordNet id> ..."
+        rows = [row for row in read_rows(path, expected) if len(row) == 2]
         classes = {name: prediction.partition(" ")[0] for name, prediction in rows}
         unknown = [image for image in images if Path(image).stem not in classes]
         if unknown:
             raise InputError(
                 f"{path}: no line for {Path(unknown[0]).name} ({len(unknown)} of {len(images)} "
-                f"images in {folder}); expected <name without suffix>,<WordNet id> ..."
+                f"images in {folder}); expected {expected}"
             )
         return [(image, classes[Path(image).stem]) for image in images]
 

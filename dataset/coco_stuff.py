@@ -4,22 +4,20 @@ Both have the same 171 classes: 80 things and 91 stuffs with ids from 1 to 182. 
 between, things that COCO never outlined, stand in no label.
 """
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.io import loadmat
 
 from projects.SegFormer.dataset.class_tables import read_class_table
+from projects.SegFormer.dataset.list_files import read_names
+from projects.SegFormer.dataset.matlab_files import read_matrix
 from projects.SegFormer.dataset.segmentation import (
     SegmentationDataset,
     find_files,
     index_table,
     pair_files,
     pick_files,
-    read_bytes,
-    read_names,
 )
 from projects.SegFormer.dataset.transforms import IGNORE_INDEX, Transform
 from projects.SegFormer.modeling.errors import InputError
@@ -135,14 +133,8 @@ def _read_mat(path: Path) -> np.ndarray:
     Raises:
         InputError: the file is missing, damaged, or has no `S` of whole numbers from 0 to 255.
     """
-    data = read_bytes(path)
-    try:
-        values = loadmat(io.BytesIO(data), variable_names=["S"]).get("S")
-    except Exception as error:  # SciPy trips over a damaged file wherever it may
-        raise InputError(
-            f"{path}: damaged, cut short or not a MATLAB file ({len(data)} bytes); replace it"
-        ) from error
-    if values is None or values.ndim != 2 or values.dtype.kind not in "iuf":
+    values = read_matrix(path, "S")
+    if values is None or values.ndim != 2:
         raise InputError(f"{path}: no matrix S of numbers in it; expected the label ids there")
     label = values.astype(np.uint8)
     if (label != values).any():

@@ -5,11 +5,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from projects.SegFormer.dataset.image_files import IMAGE_SUFFIXES
 from projects.SegFormer.dataset.segmentation import SegmentationDataset, pair_files
 from projects.SegFormer.dataset.transforms import Transform
 from projects.SegFormer.modeling.errors import InputError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
 class SegmentationFolder(SegmentationDataset):

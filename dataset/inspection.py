@@ -12,7 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from projects.SegFormer.dataset.classification import ClassificationFolder
-from projects.SegFormer.dataset.segmentation import SegmentationDataset, read_image
+from projects.SegFormer.dataset.image_files import read_image
+from projects.SegFormer.dataset.segmentation import SegmentationDataset
 from projects.SegFormer.dataset.transforms import IGNORE_INDEX
 from projects.SegFormer.modeling.errors import InputError
 

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from projects.SegFormer.dataset.list_files import read_names
 from projects.SegFormer.dataset.segmentation import (
     SegmentationDataset,
     find_files,
     pick_files,
-    read_names,
 )
 from projects.SegFormer.dataset.transforms import Transform
 from projects.SegFormer.modeling.errors import InputError

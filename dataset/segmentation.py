@@ -1,13 +1,12 @@
-"""Images and label maps of one data set, read, checked and transformed."""
+"""Images and label maps of one data set, checked and transformed."""
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
+from projects.SegFormer.dataset.image_files import read_image, read_label
 from projects.SegFormer.dataset.sampler import Draw
 from projects.SegFormer.dataset.transforms import IGNORE_INDEX, Compose, Transform
 from projects.SegFormer.modeling.errors import InputError
@@ -157,53 +156,6 @@ class SegmentationDataset:
         return None
 
 
-def read_image(path: Path) -> np.ndarray:
-    """Any image file as (H, W, 3) uint8 RGB, as its pixels are stored.
-
-    An EXIF rotation is not applied, since label maps have none. Grey becomes RGB, alpha is dropped,
-    of 16 bits the upper 8 are kept.
-
-    Raises:
-        InputError: the file is missing, damaged, cut short or not an image.
-    """
-    data = read_bytes(path)
-    try:
-        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error:
-        image = None
-    if image is None or _is_cut_jpeg(data):
-        raise _damaged(path, data)
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-def read_label(path: Path) -> np.ndarray:
-    """A one-channel label map as (H, W) uint8. Of a palette image, the indices.
-
-    Raises:
-        InputError: the file is missing, damaged or cut short, has several channels, or values that
-            do not fit in 8 bits.
-    """
-    data = read_bytes(path)
-    try:
-        # Pillow, because OpenCV expands a palette into colours.
-        with Image.open(io.BytesIO(data)) as file:
-            mode, channels = file.mode, len(file.getbands())
-            values = np.asarray(file)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise _damaged(path, data) from error
-    if channels != 1 or mode == "F":
-        raise InputError(
-            f"{path}: the label is an image of mode {mode}; expected one channel of whole numbers, "
-            "the class index of each pixel and not its colour"
-        )
-    if values.min() < 0 or values.max() > 255:
-        raise InputError(
-            f"{path}: label values from {values.min()} to {values.max()}; expected 0 to 255"
-        )
-    return values.astype(np.uint8)
-
-
 def index_table(values: Sequence[int], ignored: Sequence[int]) -> np.ndarray:
     """What `SegmentationDataset.label_table` gives, from the value of each class, in their order.
 
@@ -222,22 +174,6 @@ def find_files(folder: Path, suffix: str, depth: int = 0) -> dict[str, Path]:
         path.relative_to(folder).as_posix().removesuffix(suffix): path
         for path in folder.glob(pattern)
     }
-
-
-def read_names(path: Path) -> list[str]:
-    """The names in a list file of a split: of each line, the first file name without its suffix.
-
-    Raises:
-        InputError: the file is missing, is no text or has no names.
-    """
-    try:
-        lines = [line.split() for line in read_bytes(path).decode().splitlines()]
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a text file; expected one image name a line") from error
-    names = [Path(words[0]).stem for words in lines if words]
-    if not names:
-        raise InputError(f"{path}: the list is empty; expected one image name a line")
-    return names
 
 
 def pick_files(
@@ -275,33 +211,6 @@ def pair_files(
             )
     keys = sorted(images)
     return [images[key] for key in keys], [labels[key] for key in keys]
-
-
-def read_bytes(path: Path) -> bytes:
-    """Raises InputError for a file that is missing or may not be read."""
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def _damaged(path: Path, data: bytes) -> InputError:
-    return InputError(
-        f"{path}: damaged, cut short or not an image ({len(data)} bytes); "
-        "replace the file or take it out"
-    )
-
-
-def _is_cut_jpeg(data: bytes) -> bool:
-    """Whether a JPEG file ends before its end marker. OpenCV fills the missing part with grey."""
-    if not data.startswith(b"\xff\xd8"):
-        return False
-    # Skip the header segments (marker, 2 bytes of length): an EXIF thumbnail is a JPEG of its own.
-    position = 2
-    while position < len(data) and (marker := data[position : position + 2]) != b"\xff\xda":
-        length = int.from_bytes(data[position + 2 : position + 4], "big")
-        position += 1 if marker == b"\xff\xff" else 2 + length  # 0xFF may fill up before a marker
-    return data.find(b"\xff\xd9", position) < 0
 
 
 def _size(array: np.ndarray) -> str:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 
+from projects.SegFormer.evaluation.pictures import write_png
 from projects.SegFormer.modeling.errors import InputError
 
 
@@ -38,6 +38,4 @@ class ResultFiles:
         Raises:
             InputError: the disk does not take it.
         """
-        path = self.folder / f"{self.names[index]}.png"
-        if not cv2.imwrite(str(path), self.values[prediction]):
-            raise InputError(f"cannot write {path}: is the disk full or the folder read-only?")
+        write_png(self.folder / f"{self.names[index]}.png", self.values[prediction])

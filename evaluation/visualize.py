@@ -6,10 +6,11 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from projects.SegFormer.modeling.errors import InputError
+from projects.SegFormer.modeling.errors import InputError, printable
 
 Palette = Sequence[tuple[int, int, int]]  # RGB of each class
 
+LONGEST_NAME = 120  # letters that are drawn
 PAPER, INK = (255, 255, 255), (24, 24, 24)
 
 
@@ -91,6 +92,7 @@ def contact_sheet(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -
             f"{sorted(shapes)}: expected {len(titles)} tiles of one size in each row"
         )
     height, width, _ = shapes.pop()
+    titles = [drawable(title) for title in titles]
     size = _text_size(height)
     gap, head = size // 2, 2 * size
     pitch = gap + max(width, *(_text_width(title, size) for title in titles))
@@ -106,12 +108,30 @@ def contact_sheet(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -
 
 def titled(tile: np.ndarray, title: str, size: int) -> np.ndarray:
     """A tile (H,W,3) with a title of `size` pixels above it, cut to the tile's width."""
+    title = drawable(title)
     while title and _text_width(title, size) > tile.shape[1]:
         title = title.removesuffix("...")[:-1]
         title += "..." if title else ""
     strip = Image.new("RGB", (tile.shape[1], round(1.5 * size)), PAPER)
     ImageDraw.Draw(strip).text((0, strip.height // 2), title, INK, _font(size), anchor="lm")
     return np.concatenate([np.asarray(strip), tile])
+
+
+def captioned(tile: np.ndarray, text: str, size: int) -> np.ndarray:
+    """A tile (H,W,3) with a text of `size` pixels in its upper left corner."""
+    picture = Image.fromarray(tile)
+    outline = {"stroke_width": size // 8, "stroke_fill": (0, 0, 0)}
+    place = size // 3, size
+    text = drawable(text)
+    ImageDraw.Draw(picture).text(place, text, (255, 255, 255), _font(size), "lm", **outline)
+    return np.asarray(picture)
+
+
+def drawable(text: str) -> str:
+    """One line of letters, not endless; what is no letter, like a line end or half of a surrogate
+    pair, as Python writes it."""
+    line = printable(text[: LONGEST_NAME + 1])
+    return line if len(line) <= LONGEST_NAME else line[: LONGEST_NAME - 3] + "..."
 
 
 def hatch(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -137,7 +157,8 @@ def legend_panel(
     """
     counts = np.bincount(label_map[_is_class(label_map, palette)], minlength=len(classes))
     order = [index for index in np.argsort(-counts, kind="stable") if counts[index]]
-    texts = [f"{classes[index]}  {100 * counts[index] / label_map.size:.1f}%" for index in order]
+    shares = 100 * counts / label_map.size
+    texts = [f"{drawable(classes[index])}  {shares[index]:.1f}%" for index in order]
     step = round(1.6 * size)
     lines = max(8, (height - size) // step)
     pitch = 3 * size + max((_text_width(text, size) for text in texts), default=0)

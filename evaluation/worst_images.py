@@ -9,7 +9,8 @@ import numpy as np
 
 from projects.SegFormer.dataset.transforms import IGNORE_INDEX
 from projects.SegFormer.evaluation.mean_iou import MeanIoUEvaluator
-from projects.SegFormer.evaluation.visualize import colorize, contact_sheet
+from projects.SegFormer.evaluation.pictures import write_png
+from projects.SegFormer.evaluation.visualize import captioned, colorize, contact_sheet
 
 TILE = (240, 360)  # height, width that each picture is made to fit in
 
@@ -54,11 +55,10 @@ class WorstImages:
             pictures = (image, colorize(label, palette), colorize(prediction, palette), wrong)
             row = [_fit(picture) for picture in pictures]
             name = f"{score:.1f}%  {Path(self.dataset.images[index]).stem}"
-            cv2.putText(row[0], name, (6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 3)
-            cv2.putText(row[0], name, (6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1)
+            row[0] = captioned(row[0], name, 16)
             rows.append(row)
         sheet = contact_sheet(rows, ("image, its mIoU", "label", "prediction", "wrong pixels"))
-        cv2.imwrite(str(path), sheet[..., ::-1])
+        write_png(path, sheet)
 
 
 def _fit(picture: np.ndarray) -> np.ndarray:

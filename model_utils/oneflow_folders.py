@@ -82,6 +82,9 @@ def load_oneflow(folder: str):
         return content["data"]
     except Refused as error:
         raise InputError(f"the checkpoint {folder} is refused: {error}") from error
+    except InputError as error:
+        raise InputError(f"cannot read the checkpoint {folder}: {error}") from error
     except Exception as error:  # a broken pickle fails in many ways
-        text = str(error) if isinstance(error, InputError) else f"{PICKLE}, {reason(error)}"
-        raise InputError(f"cannot read the checkpoint {folder}: {text}") from error
+        raise InputError(
+            f"the checkpoint {folder} is not whole: {PICKLE}: {reason(error)}"
+        ) from error

@@ -82,11 +82,6 @@ def write_json(path: str | Path, content) -> None:
     write_whole(path, text.encode("utf-8", "backslashreplace") + b"\n")
 
 
-def printable(name: object) -> str:
-    """A text that can be printed and drawn: bytes of a file name that are not UTF-8 as \\udcff."""
-    return str(name).encode("utf-8", "backslashreplace").decode()
-
-
 def reason(error: BaseException) -> str:
     """What went wrong, in one line without the file's name."""
     text = getattr(error, "strerror", None) or str(error)

@@ -107,7 +107,7 @@ class SegmentationLoss:
 
         A CPU is slow where an array is larger than its caches, and logits of label size, and what
         is made of them, are the largest of the whole training. So here they never exist as a whole:
-        a strip's loss gives its part of the gradient at once.
+        a strip's loss gives its part of the gradient at once, where gradients are wanted.
 
         Shape: (N, h, w, C), (N, H, W) -> scalar.
         """
@@ -118,9 +118,9 @@ class SegmentationLoss:
         _, strips, rows, _ = windows.shape
         labels = labels.reshape(n, strips, -1)
         total = weight = None
-        gradients = []
+        learns, gradients = flow.is_grad_enabled(), []
         for strip in range(strips):
-            window = windows.detach().narrow(1, strip, 1).detach().requires_grad_()
+            window = windows.detach().narrow(1, strip, 1).detach().requires_grad_(learns)
             logits = upsample_columns(window.reshape(n, rows, columns, channels), width)
             logits = flow.matmul(matrix, logits.reshape(n, rows, width * channels))
             logits = logits.reshape(-1, channels)
@@ -133,10 +133,13 @@ class SegmentationLoss:
                 classes * valid.to(classes.dtype),
                 valid.to(logits.dtype),
             )
-            gradients.append(flow.autograd.grad(loss, window)[0])
+            if learns:
+                gradients.append(flow.autograd.grad(loss, window)[0])
             total = loss.detach() if total is None else total + loss.detach()
             weight = share if weight is None else weight + share
-        return _WithGradient.apply(windows, total, flow.cat(gradients, dim=1)) / _or_one(weight)
+        if learns:
+            total = _WithGradient.apply(windows, total, flow.cat(gradients, dim=1))
+        return total / _or_one(weight)
 
     def _nll(self, log_probabilities, labels):
         """Minus the logarithm of the probability of each pixel's own class; 0 where it is ignored.

@@ -1,6 +1,7 @@
 """tools/check_dataset.py: its counts against plain NumPy, its findings against broken files."""
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 
 from conftest import CLASSES, CONFIG, ROOT, error_line, run_tool, tiny_run
 from data_files import noise, save
+from postscript_files import EPS, fake_ghostscript
 from projects.SegFormer.dataset.build import build_train_loader
 from projects.SegFormer.dataset.classification import ClassificationFolder
 from projects.SegFormer.dataset.folder import SegmentationFolder, distinct_palette
@@ -465,3 +467,48 @@ def test_speed_as_text():
     speed = dict(images_per_second=31.249, num_workers=2, size=[1024, 512])
     assert format_speed(speed) == "31.2 images/s with 2 workers at 1024x512"
     assert format_speed(speed | dict(num_workers=1)).split(" with ")[1] == "1 worker at 1024x512"
+
+
+# ---- Names and files of all kinds ----------------------------------------------------------------
+
+
+def test_names_are_bytes_and_files_are_data(copied, tmp_path):
+    """File names that are not UTF-8 are counted and drawn; what is no image is told, never run."""
+    path, marker = fake_ghostscript(tmp_path)
+    for split in ("train", "val"):
+        for index, name in enumerate((b"caf\xe9", b"\xff\xfe", b"two\nlines")):
+            for kind in ("images", "annotations"):
+                file = copied / kind / split / f"0{index}.png"
+                file.rename(file.with_name(f"{os.fsdecode(name)}.png"))
+    (copied / "annotations/train/05.png").write_bytes(EPS)
+    (copied / "images/train/06.png").write_bytes(EPS)
+    odd = os.fsdecode(b"odd\xe9")
+    (copied / f"annotations/val/{odd}.png").write_text("no label")
+    shutil.copy(copied / "images/val/03.png", copied / f"images/val/{odd}.png")
+    output = tmp_path / os.fsdecode(b"out\xe9")
+    process = run_tool(
+        *("tools/check_dataset.py", CONFIG, "--output", str(output), "--sample", "12"),
+        *tiny_run(copied, tmp_path),
+        PATH=path,
+    )
+    line = error_line(process)
+    assert line.startswith("error: 3 errors in the data")
+    assert not marker.exists()
+    report = json.loads((output / "report.json").read_text())
+    errors = report["errors"]
+    assert [error for error in errors if "annotations/train/05.png holds PostScript" in error]
+    assert [error for error in errors if "images/train/06.png holds PostScript" in error]
+    assert [error for error in errors if f"{odd}.png: damaged" in error]
+    assert report["data"]["training data"]["labels"] == 10
+    assert report["data"]["test data"]["labels"] == 5
+    assert "augmented training samples: " in process.stdout
+    assert cv2.imdecode(np.fromfile(output / "samples.png", np.uint8), 1).shape[0] > 384
+
+
+def test_class_names_of_all_kinds_are_shown(copied):
+    data = dataset(copied)
+    data.classes = ["\udc80", "two\nlines", "null\0"]
+    lines = format_classes({"training data": inspect(data, "")}).splitlines()
+    assert [line.split()[0] for line in lines[2:]] == [r"\udc80", r"two\nlines", r"null\x00"]
+    sheet = draw_sheet(data, [(0, np.zeros((3, 40, 40), np.float32), np.full((40, 40), 1))])
+    assert sheet.shape[0] > 384

@@ -8,6 +8,8 @@ from scipy.io import savemat
 
 from data_files import config_datasets, noise, raises_line, save
 from projects.SegFormer.dataset.coco_stuff import COCOStuff, COCOStuff10k
+from projects.SegFormer.dataset.matlab_files import read_matrix
+from projects.SegFormer.modeling.errors import InputError
 
 # labels.txt of the official repository: the names of the ids from 1 on
 LABELS = """
@@ -196,6 +198,39 @@ def test_mat_files_that_hold_something_else(tmp_path, variables, message):
     save_mat(tmp_path / "annotations/COCO_train2014_000000000001.mat", **variables)
     with raises_line("annotations/COCO_train2014_000000000001.mat: " + re.escape(message)):
         COCOStuff10k(tmp_path, "train", []).load(0)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("dtype", ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"])
+def test_matrices_of_all_kinds(tmp_path, dtype, packed, order):
+    """SciPy writes them, as MATLAB does: with other variables around, and other values than C's."""
+    values = np.random.default_rng(0).integers(0, 100, (7, 5)).astype(dtype, order)
+    variables = {"captions": ["what", "it shows"], "s": values + 1, "S": values, "T": {"S": 1.0}}
+    savemat(tmp_path / "a.mat", variables, do_compression=packed)
+    np.testing.assert_array_equal(read_matrix(tmp_path / "a.mat", "S"), values)
+    assert read_matrix(tmp_path / "a.mat", "captions") is None
+    assert read_matrix(tmp_path / "a.mat", "nowhere") is None
+    savemat(tmp_path / "a.mat", {"S": values * 1j if dtype == "f8" else values > 50})
+    assert read_matrix(tmp_path / "a.mat", "S") is None
+
+
+def test_any_damage_to_a_mat_file_is_one_line_or_none(tmp_path):
+    rng = np.random.default_rng(0)
+    savemat(tmp_path / "a.mat", {"T": "text", "S": rng.integers(0, 9, (6, 5)), "C": ["a", 1.5]})
+    data = (tmp_path / "a.mat").read_bytes()
+    refused = 0
+    for _ in range(500):
+        damaged = bytearray(data)
+        for place in rng.integers(120, len(data), 2):
+            damaged[place] = rng.choice([0, 1, 14, 15, 127, 128, 255])
+        (tmp_path / "a.mat").write_bytes(damaged[: rng.integers(len(data), len(data) * 5 // 4)])
+        try:
+            read_matrix(tmp_path / "a.mat", "S")
+        except InputError as error:
+            assert str(tmp_path / "a.mat") in str(error) and "\n" not in str(error)
+            refused += 1
+    assert 50 < refused < 450
 
 
 @pytest.mark.parametrize("share", [0, 0.2, 0.5, 0.95])

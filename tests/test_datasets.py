@@ -5,14 +5,13 @@ import re
 import numpy as np
 import pytest
 from cityscapesscripts.helpers.labels import labels as official_labels
-from PIL import Image
 
 from data_files import noise, raises_line, save
 from projects.SegFormer.dataset import cityscapes
 from projects.SegFormer.dataset.cityscapes import Cityscapes
 from projects.SegFormer.dataset.folder import SegmentationFolder, distinct_palette
 from projects.SegFormer.dataset.sampler import Draw
-from projects.SegFormer.dataset.segmentation import SegmentationDataset, read_image, read_label
+from projects.SegFormer.dataset.segmentation import SegmentationDataset
 from projects.SegFormer.dataset.transforms import (
     Normalize,
     PhotometricDistortion,
@@ -42,136 +41,6 @@ def folder(root, transforms=(), **kwargs):
 
 def augmentation():
     return [RandomCrop((16, 16)), PhotometricDistortion(), Normalize()]
-
-
-# ---- reading images -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("suffix", ["png", "bmp", "tif"])
-def test_images_are_rgb(tmp_path, suffix):
-    image = noise()
-    save(image, tmp_path / f"a.{suffix}")
-    np.testing.assert_array_equal(read_image(tmp_path / f"a.{suffix}"), image)
-
-
-def test_grey_palette_and_alpha_become_rgb(tmp_path):
-    image = noise()
-    grey, alpha = image[..., 0], image[..., 1:2]
-    save(grey, tmp_path / "grey.png")
-    save(np.concatenate([image, alpha], axis=-1), tmp_path / "alpha.png")
-    Image.fromarray(image // 128 * 255).convert("P").save(tmp_path / "palette.png")
-    np.testing.assert_array_equal(read_image(tmp_path / "grey.png"), np.stack([grey] * 3, axis=-1))
-    np.testing.assert_array_equal(read_image(tmp_path / "alpha.png"), image)
-    np.testing.assert_array_equal(read_image(tmp_path / "palette.png"), image // 128 * 255)
-
-
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_sixteen_bits_keep_the_upper_eight(tmp_path, suffix):
-    values = np.arange(0, 65536, 97, dtype=np.uint16)[:660].reshape(22, 30)
-    save(values, tmp_path / f"deep.{suffix}")
-    image = read_image(tmp_path / f"deep.{suffix}")
-    np.testing.assert_array_equal(image, np.stack([values >> 8] * 3, axis=-1))
-
-
-def jpeg(tmp_path, **kwargs):
-    Image.fromarray(np.full((24, 32, 3), (250, 120, 10), np.uint8)).save(
-        tmp_path / "a.jpg", **kwargs
-    )
-    return tmp_path / "a.jpg"
-
-
-def test_exif_rotation_is_not_applied(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # orientation: show turned by 90 degrees
-    image = read_image(jpeg(tmp_path, exif=exif))
-    assert image.shape == (24, 32, 3)
-    assert np.abs(image.astype(int) - (250, 120, 10)).max() <= 3
-
-
-def with_thumbnail(tmp_path):
-    """A JPEG with a JPEG in its header, as cameras write them, and a fill byte before a marker."""
-    path = jpeg(tmp_path)
-    body, thumbnail = path.read_bytes(), path.read_bytes()
-    segment = b"Exif\0\0" + thumbnail
-    header = b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment
-    path.write_bytes(body[:2] + header + b"\xff\xff" + body[2:])
-    return path
-
-
-@pytest.mark.parametrize("make", [jpeg, lambda p: jpeg(p, progressive=True), with_thumbnail])
-def test_jpeg_whole_and_cut(tmp_path, make):
-    path = make(tmp_path)
-    data = path.read_bytes()
-    assert read_image(path).shape == (24, 32, 3)
-    path.write_bytes(data + b"\0" * 1000)  # some cameras pad their files
-    assert read_image(path).shape == (24, 32, 3)
-    for end in (len(data) // 2, len(data) - 30, len(data) - 2):
-        path.write_bytes(data[:end])
-        with raises_line("a.jpg: damaged, cut short or not an image"):
-            read_image(path)
-
-
-@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "webp"])
-@pytest.mark.parametrize("share", [0.3, 0.95])
-def test_cut_images(tmp_path, suffix, share):
-    path = tmp_path / f"a.{suffix}"
-    save(noise(), path)
-    data = path.read_bytes()
-    path.write_bytes(data[: int(share * len(data))])
-    with raises_line(rf"a.{suffix}: damaged, cut short or not an image"):
-        read_image(path)
-
-
-@pytest.mark.parametrize("content", [b"", b"hello, this is no image"])
-@pytest.mark.parametrize("read", [read_image, read_label])
-def test_not_an_image(tmp_path, content, read):
-    (tmp_path / "a.png").write_bytes(content)
-    with raises_line("a.png: damaged, cut short or not an image"):
-        read(tmp_path / "a.png")
-
-
-@pytest.mark.parametrize("read", [read_image, read_label])
-def test_missing_file(tmp_path, read):
-    with raises_line("a.png: cannot be read: No such file"):
-        read(tmp_path / "a.png")
-
-
-# ---- reading labels ---------------------------------------------------------------------------
-
-
-def test_palette_labels_give_the_index(tmp_path):
-    label = label_map()
-    file = Image.fromarray(label, mode="P")
-    file.putpalette([7 * i % 256 for i in range(768)])
-    file.save(tmp_path / "a.png")
-    assert Image.open(tmp_path / "a.png").mode == "P"
-    np.testing.assert_array_equal(read_label(tmp_path / "a.png"), label)
-
-
-def test_label_depths(tmp_path):
-    label = label_map()
-    save(label.astype(np.uint16), tmp_path / "deep.png")
-    save(label > 100, tmp_path / "flat.png")
-    np.testing.assert_array_equal(read_label(tmp_path / "deep.png"), label)
-    np.testing.assert_array_equal(read_label(tmp_path / "flat.png"), label > 100)
-    assert read_label(tmp_path / "deep.png").dtype == np.uint8
-    save(label.astype(np.uint16) + 300, tmp_path / "beyond.png")
-    with raises_line("beyond.png: label values from 300 to 555; expected 0 to 255"):
-        read_label(tmp_path / "beyond.png")
-
-
-def test_labels_of_several_channels_are_refused(tmp_path):
-    save(noise(), tmp_path / "a.png")
-    with raises_line("a.png: the label is an image of mode RGB; expected one channel"):
-        read_label(tmp_path / "a.png")
-
-
-def test_cut_label(tmp_path):
-    save(label_map(), tmp_path / "a.png")
-    data = (tmp_path / "a.png").read_bytes()
-    (tmp_path / "a.png").write_bytes(data[: len(data) // 2])
-    with raises_line("a.png: damaged, cut short or not an image"):
-        read_label(tmp_path / "a.png")
 
 
 # ---- samples ----------------------------------------------------------------------------------

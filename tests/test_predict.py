@@ -1,6 +1,9 @@
 """tools/predict.py as a person runs it, against the same prediction by other means."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -11,6 +14,7 @@ import torch
 from omegaconf import OmegaConf
 
 from conftest import CLASSES, ROOT, TINY_MODEL, error_line, run_tool
+from postscript_files import EPS, fake_ghostscript
 from projects.SegFormer.dataset.folder import distinct_palette
 from projects.SegFormer.evaluation.visualize import overlay
 from projects.SegFormer.model_utils.segf_loader import load_weights
@@ -212,3 +216,65 @@ def test_missing_image_is_told(trained, images, tmp_path):
     assert process.returncode == 1
     assert f"error: {images}/gone.png: cannot be read: No such file" in process.stderr
     assert written(tmp_path, "plain.png", "labels").exists()
+
+
+ODD_NAMES = [os.fsdecode(name) for name in (b"caf\xe9", b"\xff\xfe", "\u65e5\u672c".encode())]
+
+
+def test_files_and_names_of_all_kinds(trained, folder_data, tmp_path):
+    """Names that are not UTF-8 are written as they are; what is no image is told, and never run."""
+    path, marker = fake_ghostscript(tmp_path)
+    images, output = tmp_path / ODD_NAMES[0], tmp_path / os.fsdecode(b"out\xe9")
+    (images / "folder.png").mkdir(parents=True)
+    os.mkfifo(images / "pipe.png")
+    (images / "eps.png").write_bytes(EPS)
+    for name in ODD_NAMES:
+        shutil.copy(folder_data / "images" / "val" / "00.png", images / f"{name}.png")
+    process = run_tool(
+        *(TOOL, "--config", str(trained / "config.yaml"), "--output", str(output)),
+        *("--weights", str(trained / "model_final"), str(images)),
+        PATH=path,
+    )
+    assert process.returncode == 1 and "Traceback" not in process.stderr
+    assert "3 of 5 images segmented: see " in process.stdout
+    errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2
+    assert "eps.png holds PostScript (EPS)" in errors[0] and "pipe.png is no regular" in errors[1]
+    assert not marker.exists()
+    first, *others = (output / f"{name}_labels.png" for name in ODD_NAMES)
+    assert all(path.read_bytes() == first.read_bytes() for path in others)
+    expected = {
+        f"{name}_{kind}.png" for name in ODD_NAMES for kind in ("labels", "colors", "overlay")
+    }
+    assert set(os.listdir(output)) == expected
+
+
+@pytest.mark.slow
+def test_full_disk(trained, images, tmp_path):
+    """Files of more than 4 kB cannot be written: a line for each image, and no part of a file."""
+    command = f'ulimit -f 4; exec {sys.executable} {TOOL} "$@"'
+    process = subprocess.run(
+        ["bash", "-c", command, "bash", "--config", trained / "config.yaml", "--weights"]
+        + [
+            trained / "model_final",
+            "--output",
+            tmp_path,
+            images / "plain.png",
+            images / "grey.png",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 1
+    errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    assert [
+        f"cannot write {tmp_path}/{name}_overlay.png" in line
+        for name, line in zip(("plain", "grey"), errors, strict=True)
+    ] == [True, True]
+    assert "0 of 2 images segmented" in process.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"{name}_{kind}.png" for name in ("plain", "grey") for kind in ("labels", "colors")
+    }
+    for path in tmp_path.iterdir():
+        assert cv2.imread(str(path)).shape == (80, 96, 3)

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from projects.SegFormer.evaluation.visualize import colorize, contact_sheet, overlay
+from projects.SegFormer.evaluation.visualize import (
+    captioned,
+    colorize,
+    contact_sheet,
+    drawable,
+    overlay,
+    titled,
+)
 from projects.SegFormer.modeling.errors import InputError
 
 CLASSES = ("road", "sky", "car")
@@ -121,3 +128,28 @@ def test_contact_sheet_refuses_uneven_rows():
         contact_sheet([[tile, tile[1:]]], ["image", "label"])
     with pytest.raises(InputError, match="0 rows"):
         contact_sheet([], ["image"])
+
+
+ODD_NAMES = ("\udc80", "a\0b", "two\nlines", "\u200f\ufeff", "", "long " * 100_000)
+
+
+def test_any_name_can_be_drawn(scene):
+    """Out of JSON come null characters and halves of surrogate pairs, out of file names bytes."""
+    image, label_map = scene
+    for name in ODD_NAMES:
+        drawn = overlay(image, label_map, ("road", name, "car"), PALETTE, alpha=0.0)
+        np.testing.assert_array_equal(drawn[:48, :80], image)
+        assert drawn.shape[1] < 80 + 3000
+        sheet = contact_sheet([[image, image]], ["image", name])
+        assert sheet.shape[1] < 3000
+        np.testing.assert_array_equal(titled(image, name, 16)[-48:], image)
+        assert captioned(image, name, 16).shape == image.shape
+    assert (captioned(image, "a name", 16) != image).any()
+
+
+def test_what_is_drawn_of_odd_names():
+    plain = "Straßenbahn 路面电车, 2"
+    assert drawable(plain) == plain
+    assert drawable("a\nb\0\udc80") == r"a\nb\x00\udc80"
+    long = drawable("0123456789" * 100)
+    assert long.startswith("0123456789" * 10) and long.endswith("...") and len(long) <= 120

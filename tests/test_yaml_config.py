@@ -26,7 +26,8 @@ def test_every_config_comes_back(tmp_path, file):
         one = LazyConfig.apply_overrides(config, overrides)
         two = LazyConfig.apply_overrides(again, overrides)
         assert plain(two) == plain(one)
-    assert list(instantiate(again.inference).scales) == [1.0]
+    if "inference" in again:
+        assert list(instantiate(again.inference).scales) == [1.0]
 
 
 def plain(config):

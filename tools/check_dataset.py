@@ -10,7 +10,6 @@ and samples.png. The exit code is 1 if a file, or the number of classes, would s
 import projects.SegFormer.engine.process  # noqa: F401
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -29,16 +28,18 @@ from projects.SegFormer.dataset.sampler import InfiniteSampler
 from projects.SegFormer.dataset.transforms import IGNORE_INDEX, Normalize
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.engine.trainer import check_classes
+from projects.SegFormer.evaluation.pictures import write_png
 from projects.SegFormer.evaluation.visualize import (
     PAPER,
     contact_sheet,
+    drawable,
     hatch,
     legend_panel,
     overlay,
     titled,
 )
 from projects.SegFormer.modeling.errors import InputError
-from projects.SegFormer.tools.predict import write_png
+from projects.SegFormer.modeling.files import write_json
 
 TRAINING, TEST = "training data", "test data"
 LISTED = 20  # errors; classes at either end of a long table
@@ -49,6 +50,7 @@ MEASURED_SAMPLES, MEASURED_SECONDS, MEASURED_BATCH = 200, 10, 8
 
 def main(arguments: list[str]) -> None:
     """Raises InputError: at the end if the data has errors, before if it cannot be looked at."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files and classes may be anything
     args = _parser().parse_intermixed_args(arguments)
     if args.sample < 0:
         raise InputError(f"--sample {args.sample}: expected a number of samples, 0 for no sheet")
@@ -74,7 +76,7 @@ def main(arguments: list[str]) -> None:
     samples = take_samples(datasets[TRAINING], cfg.train.seed, draws)[: args.sample]
     if samples:
         file = folder / "samples.png"
-        write_png(str(file), draw_sheet(datasets[TRAINING], samples))
+        write_png(file, draw_sheet(datasets[TRAINING], samples))
         print(f"{len(samples)} augmented training samples: {file}")
     if not found[TRAINING].errors:
         try:
@@ -84,7 +86,7 @@ def main(arguments: list[str]) -> None:
             errors.append(str(error))
 
     file = folder / "report.json"
-    file.write_text(json.dumps({**report, "errors": errors}, indent=1, ensure_ascii=False))
+    write_json(file, {**report, "errors": errors})
     print(f"all counts: {file}")
     if not errors:
         print("no errors")
@@ -191,7 +193,8 @@ def format_classes(found: dict[str, Inspection]) -> str:
         ]
         left_out = max(0, len(order) - 2 * LISTED)
         order = [*order[:LISTED], *order[LISTED + left_out :]]
-    width = max(len(name) for name in ("class", *(training.classes[index] for index in order)))
+    names = {index: drawable(training.classes[index]) for index in order}
+    width = max(len(name) for name in ("class", *names.values()))
     shares = {name: inspection.shares() for name, inspection in found.items()}
     share_head = "pixels" if training.kind == "pixels" else "share"
     lines = [
@@ -199,7 +202,7 @@ def format_classes(found: dict[str, Inspection]) -> str:
         f"{'class':<{width}}" + f"{'images':>12}{share_head:>9}" * len(found),
     ]
     for index in order:
-        line = f"{training.classes[index]:<{width}}"
+        line = f"{names[index]:<{width}}"
         for name, inspection in found.items():
             cells = ("-", "-")
             if inspection.labels:

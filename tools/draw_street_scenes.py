@@ -36,7 +36,10 @@ from projects.SegFormer.dataset.street_scenes.objects import (
     two_wheeler,
     vehicle,
 )
-from projects.SegFormer.modeling.errors import InputError
+from projects.SegFormer.evaluation.pictures import write_png
+from projects.SegFormer.modeling.bounds import JSON_BYTES
+from projects.SegFormer.modeling.errors import InputError, printable
+from projects.SegFormer.modeling.files import read_bytes, write_whole
 
 CITIES = {"train": ("ampelfurt", "brunnhaven", "cobbleton"), "val": ("dellmark", "elmsquare")}
 MARKER = "street_scenes.json"
@@ -241,28 +244,29 @@ def draw_dataset(output: Path, train: int, val: int, height: int, width: int, se
         "size": [height, width],
         "seed": seed,
     }
+    finished = json.dumps(settings).encode()
     scenes = [("train", i) for i in range(train)] + [("val", i) for i in range(val)]
     if marker.is_file():
         paths = [path for scene in scenes for path in files_of(output, *scene)]
-        if marker.read_text() == json.dumps(settings) and all(path.is_file() for path in paths):
-            print(f"{output}: the {len(scenes)} street scenes are there already")
+        drawn = read_bytes(marker, JSON_BYTES) == finished
+        if drawn and all(path.is_file() for path in paths):
+            print(f"{printable(output)}: the {len(scenes)} street scenes are there already")
             return
     elif output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise InputError(
             f"{output} exists and was not drawn by this tool: expected an empty or a new folder"
         )
     output.mkdir(parents=True, exist_ok=True)
-    marker.write_text("unfinished")
+    write_whole(marker, b"unfinished")
     for folder in ("leftImg8bit", "gtFine"):
         shutil.rmtree(output / folder, ignore_errors=True)
     for split, index in tqdm(scenes, "drawing street scenes", disable=None):
         image, labels = draw_scene(seed, split, index, height, width)
-        pictures = (image[..., ::-1], labels)
-        for path, pixels in zip(files_of(output, split, index), pictures, strict=True):
+        for path, picture in zip(files_of(output, split, index), (image, labels), strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
-    marker.write_text(json.dumps(settings))
-    print(f"{output}: {train} street scenes for training, {val} for evaluation")
+            write_png(path, picture)
+    write_whole(marker, finished)
+    print(f"{printable(output)}: {train} street scenes for training, {val} for evaluation")
 
 
 def main() -> None:

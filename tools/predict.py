@@ -16,16 +16,14 @@ import os
 import sys
 from pathlib import Path
 
-import cv2
 import numpy as np
 import oneflow as flow
 from libai.config import instantiate
-from libai.config.lazy import locate
 from libai.utils import distributed as dist
 from tqdm import tqdm
 
-from projects.SegFormer.dataset.folder import IMAGE_SUFFIXES, distinct_palette
-from projects.SegFormer.dataset.segmentation import read_image
+from projects.SegFormer.dataset.folder import distinct_palette
+from projects.SegFormer.dataset.image_files import IMAGE_SUFFIXES, read_image
 from projects.SegFormer.dataset.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -36,13 +34,15 @@ from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.engine.libai_mends import mend_libai
 from projects.SegFormer.evaluation.inference import Inference, build_inference
 from projects.SegFormer.evaluation.onnx_model import OnnxModel
+from projects.SegFormer.evaluation.pictures import write_png
 from projects.SegFormer.evaluation.visualize import colorize, overlay
 from projects.SegFormer.model_utils.segf_loader import load_weights
-from projects.SegFormer.modeling.errors import InputError
+from projects.SegFormer.modeling.errors import InputError, printable
+from projects.SegFormer.modeling.files import reason
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code: 1 if an image could not be read, else 0."""
+    """The exit code: 1 if an image could not be read or its result not be written, else 0."""
     args = _parser().parse_args(arguments)
     overrides = [word for word in args.images if "=" in word and not os.path.exists(word)]
     cfg = load_config(args.config, overrides)
@@ -60,16 +60,17 @@ def main(arguments: list[str]) -> int:
         try:
             image = read_image(file)
             labels = predict(model, inference, transform, image)
-        except InputError as error:
+            target = Path(args.output) / name
+            os.makedirs(target.parent, exist_ok=True)
+            write_png(f"{target}_labels.png", labels)
+            write_png(f"{target}_colors.png", colorize(labels, palette))
+            write_png(f"{target}_overlay.png", overlay(image, labels, classes, palette))
+        except Exception as error:  # whatever it is, the other images are done
             failed += 1
-            tqdm.write(f"error: {error}", file=sys.stderr)
-            continue
-        target = Path(args.output) / name
-        os.makedirs(target.parent, exist_ok=True)
-        write_png(f"{target}_labels.png", labels)
-        write_png(f"{target}_colors.png", colorize(labels, palette))
-        write_png(f"{target}_overlay.png", overlay(image, labels, classes, palette))
-    print(f"{len(files) - failed} of {len(files)} images segmented: see {args.output}")
+            told = isinstance(error, InputError)
+            text = str(error) if told else f"{file}: {type(error).__name__}: {reason(error)}"
+            tqdm.write(f"error: {text}", file=sys.stderr)
+    print(f"{len(files) - failed} of {len(files)} images segmented: see {printable(args.output)}")
     return 1 if failed else 0
 
 
@@ -107,7 +108,8 @@ def find_images(paths: list[Path]) -> dict[str, Path]:
     found = {}
     for path in paths:
         if path.is_dir():
-            files = sorted(f for f in path.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+            found_here = (f for f in path.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+            files = sorted(file for file in found_here if not file.is_dir())
             if not files:
                 raise InputError(f"no images in {path}: expected {', '.join(IMAGE_SUFFIXES)}")
         else:
@@ -130,8 +132,6 @@ def classes_and_palette(dataset) -> tuple[list[str], list]:
         palette = dataset.get("palette") or distinct_palette(len(classes))
         return classes, [tuple(colour) for colour in palette]
     target = dataset["_target_"]
-    if isinstance(target, str):  # in the config.yaml of a training
-        target = locate(target)
     if not hasattr(target, "PALETTE"):
         raise InputError(
             f"the data set of the config, {target.__name__}, has no colours for classes: "
@@ -143,21 +143,10 @@ def classes_and_palette(dataset) -> tuple[list[str], list]:
 def mean_and_std(dataset) -> tuple[list[float], list[float]] | None:
     """What the data set in a config normalises its images with; None if it does not."""
     for transform in dataset.transforms:
-        target = transform["_target_"]
-        if isinstance(target, str):  # in the config.yaml of a training
-            target = locate(target)
-        if target is Normalize:
+        if transform["_target_"] is Normalize:
             mean, std = transform.get("mean", IMAGENET_MEAN), transform.get("std", IMAGENET_STD)
             return list(mean), list(std)
     return None
-
-
-def write_png(path: str, image: np.ndarray) -> None:
-    """Write a label map or an RGB image. Raises InputError if the disk does not take it."""
-    if image.ndim == 3:
-        image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    if not cv2.imwrite(path, image):
-        raise InputError(f"cannot write {path}: is the disk full or the folder read-only?")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -185,5 +174,5 @@ def _parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except InputError as error:
+    except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
