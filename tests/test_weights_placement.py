@@ -124,7 +124,6 @@ def test_error_on_the_rank_that_reads_ends_all(folder, tmp_path, run_ranks):
 PEAK = """
 import re, sys
 import oneflow as flow
-import torch
 from projects.SegFormer.model_utils.segf_loader import SegFLoaderHuggerFace
 from projects.SegFormer.modeling.segformer_model import SegformerForSemanticSegmentation
 
@@ -141,8 +140,8 @@ print((kilobytes("VmHWM") - idle) * 1024, size)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("is_safe, limit", [(True, 1.5), (False, 2.2)], ids=["safetensors", "bin"])
-def test_b5_is_loaded_in_little_memory(is_safe, limit, tmp_path):
+@pytest.mark.parametrize("is_safe", [True, False], ids=["safetensors", "bin"])
+def test_b5_is_loaded_in_little_memory(is_safe, tmp_path):
     with torch.no_grad():
         config = transformers.SegformerConfig(
             depths=[3, 6, 40, 3], hidden_sizes=[64, 128, 320, 512], decoder_hidden_size=768
@@ -153,4 +152,4 @@ def test_b5_is_loaded_in_little_memory(is_safe, limit, tmp_path):
     assert process.returncode == 0, process.stderr
     peak, size = map(int, process.stdout.split())
     assert size > 84e6 * 4
-    assert 0.9 * size < peak < limit * size
+    assert 0.9 * size < peak < 1.25 * size
