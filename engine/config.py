@@ -31,10 +31,18 @@ def load_config(file: str, overrides: list[str] | None = None) -> DictConfig:
         except (SyntaxError, ImportError, ValueError) as error:
             raise InputError(f"cannot load the config {file}: {error}") from error
     for name in ("train", "model", "dataloader", "optim", "graph"):
-        if name not in config:
+        if not isinstance(config.get(name), DictConfig):
             raise InputError(f"{file} is not a config to run: it has no `{name}`")
     if "cfg" in config:  # edits of it in the file count, also those after `model` was made
         config.model.cfg = config.pop("cfg")
+    for name in (
+        "model.cfg",
+        "train.dist",
+        "dataloader.train.dataset",
+        "dataloader.test[0].dataset",
+    ):
+        if not isinstance(OmegaConf.select(config, name), (DictConfig, ListConfig)):
+            raise InputError(f"{file} is not a config to run: it has no `{name}`")
     overrides = [
         re.sub(r"^model_size=", "model_size.name=", re.sub(r"^cfg\.", "model.cfg.", override))
         for override in overrides or []

@@ -17,8 +17,7 @@ import numpy as np
 
 from projects.SegFormer.modeling.bounds import PICKLE_BYTES, PICKLE_STEPS
 from projects.SegFormer.modeling.errors import InputError
-
-MAX_DEPTH = 50  # containers in containers
+from projects.SegFormer.modeling.files import check_nesting
 
 
 class Record:
@@ -103,7 +102,7 @@ class _Machine:
             name = opcode.name
             if name == "STOP":
                 value = self._stack.pop()
-                _check_tree(value, step)
+                check_nesting(value, 10 * step)
                 return value
             if name in _PUSHES_ITS_ARGUMENT:
                 self._stack.append(argument)
@@ -253,28 +252,6 @@ _CONSTANTS = dict(
 )
 _IGNORED = ("PROTO", "FRAME")
 _MAKES = dict(TUPLE=tuple, LIST=list, FROZENSET=lambda items: frozenset(map(_checked_key, items)))
-
-
-def _check_tree(value, steps: int) -> None:
-    """Raises InputError where a walk through all of `value` would take long, or go too deep.
-
-    A list that holds another twice, which holds another twice, is short in a pickle.
-    """
-    level = [value] if isinstance(value, (dict, list, tuple)) else []
-    count = 0
-    for _ in range(MAX_DEPTH):
-        level = [
-            part
-            for container in level
-            for part in (container.values() if isinstance(container, dict) else container)
-            if isinstance(part, (dict, list, tuple))
-        ]
-        count += len(level)
-        if not level:
-            return
-        if count > 10 * steps:
-            break
-    raise InputError(f"what its pickle holds is nested too often, or deeper than {MAX_DEPTH}")
 
 
 def _extend(target, items: list) -> None:

@@ -21,7 +21,7 @@ from projects.SegFormer.model_utils.weight_files import (
     SETTINGS_FILE,
     open_weights,
 )
-from projects.SegFormer.modeling.bounds import PARAMETERS_BEYOND_WEIGHTS
+from projects.SegFormer.modeling.bounds import MODEL_SETTINGS, PARAMETERS_BEYOND_WEIGHTS
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.files import read_json
 from projects.SegFormer.modeling.segformer_model import (
@@ -174,10 +174,28 @@ class SegFLoaderLiBai(SegFLoader):
 
     def stored_config(self) -> dict:
         file = os.path.join(self.path, SETTINGS_FILE)
-        settings = read_json(file, "settings")["settings"] if os.path.isfile(file) else {}
-        if not isinstance(settings, dict):
-            raise InputError(f"{file} has settings that are no settings: convert the weights again")
-        return settings
+        return read_description(file)["settings"] if os.path.isfile(file) else {}
+
+
+def read_description(file: str) -> dict:
+    """What tools/convert_weights.py wrote beside a checkpoint: `settings` of the model, names of
+    its `classes`, its `image_processor`.
+
+    Raises InputError when it is damaged, or has settings of something else.
+    """
+    description = read_json(file, "settings", "classes", "image_processor")
+    kinds = dict(settings=dict, classes=list, image_processor=dict)
+    wrong = [name for name, kind in kinds.items() if not isinstance(description[name], kind)]
+    if wrong:
+        raise InputError(f"{file} has no {wrong[0]}: convert the weights again")
+    settings = description["settings"]
+    unknown = settings.keys() - MODEL_SETTINGS.keys()
+    if unknown or not {"num_classes", *STAGE_SETTINGS, *EPS_NAMES} <= settings.keys():
+        raise InputError(
+            f"{file} has settings that are not a SegFormer's: convert the weights again"
+        )
+    description["classes"] = [str(name) for name in description["classes"]]
+    return description
 
 
 def model_arguments(model, settings) -> dict:

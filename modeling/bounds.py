@@ -16,6 +16,8 @@ TABLE_BYTES = 64 * MIB  # lists of images, of classes, solutions as CSV
 IMAGE_BYTES = 1024 * MIB
 ONNX_BYTES = 2048 * MIB  # protobuf's own limit
 
+NESTING = 50  # containers in containers, of JSON and pickles
+
 # Pickles, in torch files and in LiBai's folders; tensors lie outside of them.
 PICKLE_BYTES = 64 * MIB
 PICKLE_STEPS = 3_000_000  # opcodes
@@ -42,6 +44,8 @@ MODEL_SETTINGS = {
     "decoder_dropout": (0, 0.99),
     "layer_norm_eps": (0, 1),
     "embed_norm_eps": (0, 1),
+    "label_smoothing": (0, 1),
+    "ignore_index": (-(2**31), 2**31 - 1),
 }
 MODEL_STAGES = 16
 MODEL_PARAMETERS = 2 * 10**9  # B5 has 85 million

@@ -8,7 +8,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from projects.SegFormer.modeling.bounds import JSON_BYTES
+from projects.SegFormer.modeling.bounds import JSON_BYTES, NESTING
 from projects.SegFormer.modeling.errors import InputError
 
 
@@ -44,10 +44,37 @@ def read_json(path: str | Path, *names: str) -> dict:
         raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({reason(error)}): download it again") from error
+    try:
+        check_nesting(content, JSON_BYTES)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     missing = [name for name in names if not isinstance(content, dict) or name not in content]
     if missing or not isinstance(content, dict):
         raise InputError(f"{path} has no {', '.join(missing) or 'fields'}: download it again")
     return content
+
+
+def check_nesting(value, at_most: int) -> None:
+    """Raises InputError for more than `at_most` dicts and lists in `value`, or some too deep in it.
+
+    Whoever walks through it is safe then: a list that holds another twice, which holds another
+    twice, is short in a file and long to walk through.
+    """
+    level, count = [value], 0
+    for _ in range(NESTING):
+        level = [
+            part
+            for container in level
+            if isinstance(container, (dict, list, tuple))
+            for part in (container.values() if isinstance(container, dict) else container)
+            if isinstance(part, (dict, list, tuple))
+        ]
+        count += len(level)
+        if not level:
+            return
+        if count > at_most:
+            break
+    raise InputError(f"its values are nested too often, or more than {NESTING} deep")
 
 
 def write_whole(path: str | Path, data: bytes) -> None:

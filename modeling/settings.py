@@ -11,7 +11,10 @@ STAGE_SETTINGS = (
     *("depths", "hidden_sizes", "num_attention_heads", "sr_ratios", "mlp_ratios", "patch_sizes"),
     "strides",
 )
-RATES = ("mlp_ratios", "drop_path_rate", "decoder_dropout", "layer_norm_eps", "embed_norm_eps")
+RATES = (
+    *("mlp_ratios", "drop_path_rate", "decoder_dropout", "layer_norm_eps", "embed_norm_eps"),
+    "label_smoothing",
+)
 
 
 def check_settings(settings: Mapping) -> None:

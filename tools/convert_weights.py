@@ -49,6 +49,7 @@ from projects.SegFormer.model_utils.segf_loader import (
     check_size,
     model_arguments,
     open_in_any_format,
+    read_description,
 )
 from projects.SegFormer.model_utils.weight_files import SETTINGS_FILE, read_meta
 from projects.SegFormer.model_utils.weight_writers import (
@@ -63,6 +64,7 @@ from projects.SegFormer.modeling.segformer_model import (
     SegformerForImageClassification,
     SegformerForSemanticSegmentation,
 )
+from projects.SegFormer.modeling.settings import check_settings
 from projects.SegFormer.tools.predict import classes_and_palette, mean_and_std
 
 MODELS = dict(
@@ -147,10 +149,8 @@ def describe(source: str, config: str | None, state: dict, eps: tuple | None) ->
     elif eps == HUGGINGFACE.eps and os.path.isfile(os.path.join(folder, "config.json")):
         model = _from_huggingface(folder)
     elif os.path.isfile(os.path.join(source, SETTINGS_FILE)):
-        stored = read_json(os.path.join(source, SETTINGS_FILE), *DESCRIPTION)
+        stored = read_description(os.path.join(source, SETTINGS_FILE))
         model = Description(*(stored[name] for name in DESCRIPTION))
-        if not isinstance(model.settings, dict) or "num_classes" not in model.settings:
-            raise InputError(f"{SETTINGS_FILE} in it has no settings of a model")
     elif eps:
         names = read_meta(source).get("CLASSES")
         classes = list(map(str, names)) if isinstance(names, (list, tuple)) else []
@@ -163,6 +163,7 @@ def describe(source: str, config: str | None, state: dict, eps: tuple | None) ->
             "--config configs/... or the config.yaml in its train.output_dir"
         )
     model.settings |= dict(zip(EPS_NAMES, eps or ()))
+    check_settings(model.settings)
     count = model.settings["num_classes"]
     if len(model.classes) != count:
         model.classes = [f"LABEL_{index}" for index in range(count)]
