@@ -14,12 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import oneflow as flow
-from libai.utils import distributed as dist
 from libai.utils.checkpoint import Checkpointer as LiBaiCheckpointer
 
+from projects.SegFormer.engine.json_lines import is_iteration, is_number
+from projects.SegFormer.engine.ranks import from_main
 from projects.SegFormer.model_utils.model_weights import load_state, whole
+from projects.SegFormer.model_utils.oneflow_folders import StoredVariable, load_oneflow
+from projects.SegFormer.model_utils.safe_pickle import Record
 from projects.SegFormer.model_utils.weight_files import open_weights
-from projects.SegFormer.modeling.errors import InputError
+from projects.SegFormer.modeling.errors import InputError, printable
+from projects.SegFormer.modeling.files import read_json, reason
 
 logger = logging.getLogger("libai." + __name__)
 
@@ -37,9 +41,8 @@ class Checkpointer(LiBaiCheckpointer):
     def save(self, name: str, iteration: int, **record) -> None:
         """Save the state after `iteration` as the folder `name`; `record` goes into its JSON file.
 
-        Raises OSError, on the main rank, when the disk does not take it, and FloatingPointError
-        when a weight is not finite; in both cases earlier checkpoints stay and nothing is left of
-        this one.
+        Raises OSError when the disk does not take it, and FloatingPointError when a weight is not
+        finite, both on every rank; earlier checkpoints stay and nothing is left of this one.
         """
         state = {"model": self.model.state_dict()}
         state |= {key: value.state_dict() for key, value in self.checkpointables.items()}
@@ -51,11 +54,8 @@ class Checkpointer(LiBaiCheckpointer):
                 raise FloatingPointError(
                     f"{key} is not finite after iteration {iteration}: not saved as {name}"
                 )
-        try:
-            if dist.is_main_process():
-                self._write(Path(self.save_dir), name, state, {"iteration": iteration, **record})
-        finally:
-            dist.synchronize()
+        record = {"iteration": iteration, **record}
+        from_main(lambda: self._write(Path(self.save_dir), name, state, record))
 
     def _write(self, folder: Path, name: str, state: dict, record: dict) -> None:
         partial, replaced = folder / f".{name}.partial", folder / f".{name}.replaced"
@@ -93,7 +93,25 @@ class Checkpointer(LiBaiCheckpointer):
                 logger.warning(f"{path} has no averaged weights: they start from its weights")
                 target.restart()
                 continue
-            target.load_state_dict(_map_tensors(_load(os.path.join(path, key)), _everywhere))
+            state = _load(os.path.join(path, key))
+            try:
+                target.load_state_dict(state)
+                if isinstance(target, flow.optim.Optimizer):
+                    _check_moments(target)
+            except Exception as error:  # of another model, or of none: it fails wherever it may
+                raise InputError(
+                    f"cannot resume from {path}: its {key} is not that of this training: "
+                    f"{reason(error)}"
+                ) from error
+
+
+def checkpoint_to_resume(folder: str) -> tuple[str, int] | None:
+    """As `last_checkpoint`; one whose replacement a kill cut short gets its name back before."""
+    for replaced in Path(folder).glob(".model_*.replaced"):
+        name = replaced.with_name(replaced.name[1:].removesuffix(".replaced"))
+        if not name.exists():
+            os.rename(replaced, name)
+    return last_checkpoint(folder)
 
 
 def last_checkpoint(folder: str) -> tuple[str, int] | None:
@@ -112,28 +130,70 @@ def last_checkpoint(folder: str) -> tuple[str, int] | None:
 def read_record(path: Path) -> dict | None:
     """What `checkpoint.json` says, or None with a warning if the checkpoint is not whole."""
     try:
-        record = json.loads((path / RECORD).read_text())
-        sizes = {name: (path / name).stat().st_size for name in record["files"]}
-    except (OSError, ValueError, KeyError) as error:
-        logger.warning(f"{path} is not a whole checkpoint and is passed over: {error}")
-        return None
-    wrong = [name for name, size in record["files"].items() if sizes[name] != size]
+        record = read_json(path / RECORD, "iteration", "saved_at", "files")
+        wrong = _wrong_value(record) or _wrong_file(path, record["files"])
+    except InputError as error:
+        wrong = str(error)
     if wrong:
-        logger.warning(f"{path} is damaged and is passed over: {wrong[0]} has the wrong size")
+        logger.warning(f"{path} is not a whole checkpoint and is passed over: {printable(wrong)}")
         return None
     return record
 
 
+def _wrong_value(record: dict) -> str | None:
+    if not is_iteration(record["iteration"]):
+        return f"{RECORD} has no number of an iteration"
+    if not is_number(record["saved_at"]):
+        return f"{RECORD} has no time of saving"
+    files = record["files"]
+    if not isinstance(files, dict) or not files or not all(map(is_number, files.values())):
+        return f"{RECORD} has no sizes of files"
+    return None
+
+
+def _wrong_file(path: Path, sizes: dict[str, int]) -> str | None:
+    for name, size in sizes.items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            return f"{name} lies outside of it"
+        try:
+            found = (path / name).stat().st_size
+        except (OSError, ValueError) as error:
+            return f"{name}: {reason(error)}"
+        if found != size:
+            return f"{name} has {found} bytes and had {size}"
+    return None
+
+
 def _load(path: str):
+    """What was saved as `path`, its tensors on all ranks. Raises InputError."""
     if not os.path.isdir(path):
         raise InputError(
             f"no checkpoint at {os.path.dirname(path)}: expected a folder with "
             f"{os.path.basename(path)} in it"
         )
-    try:
-        return flow.load(path)
-    except Exception as error:
-        raise InputError(f"cannot read the checkpoint {path}: {error}") from error
+    return _restored(load_oneflow(path))
+
+
+def _check_moments(optimizer: flow.optim.Optimizer) -> None:
+    """Raises InputError where a moment is not of its parameter's shape: OneFlow does not look."""
+    for group in optimizer.param_groups:
+        for parameter in group.parameters:
+            for name, moment in optimizer._state.get(parameter, {}).items():
+                if isinstance(moment, flow.Tensor) and moment.shape != parameter.shape:
+                    raise InputError(f"{name} of {moment.shape} for weights of {parameter.shape}")
+
+
+def _restored(value):
+    """`value` of load_oneflow with tensors in the place of what is still in files."""
+    if isinstance(value, StoredVariable):
+        return _everywhere(flow.tensor(value.numpy()))
+    if isinstance(value, Record) and value.name == "omegaconf.listconfig.ListConfig":
+        return [node.state["_val"] for node in value.state["_content"]]  # betas of AdamW
+    if isinstance(value, dict):
+        return {key: _restored(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_restored, value))
+    return value
 
 
 def _map_tensors(value, function):

@@ -55,6 +55,10 @@ class WeightAverage:
         return self._averages
 
     def load_state_dict(self, state: dict[str, flow.Tensor]) -> None:
+        """Raises InputError unless `state` has every tensor of the average, in its shape."""
+        for key, average in self._averages.items():
+            if key not in state or state[key].shape != average.shape:
+                raise InputError(f"{key} is missing in it, or of another shape")
         _assign(self._averages, state)
 
 

@@ -1,90 +1,202 @@
-"""Hooks that replace or add to LiBai's."""
+"""Hooks that replace or add to LiBai's.
+
+What they do after a step has an order, so that a kill at any moment loses nothing: the iteration's
+line in metrics.json, the checkpoint, the evaluation, the best checkpoint, the evaluation's line.
+"""
 
 import logging
 import math
 import os
 import shutil
-import signal
 import sys
+import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 from libai.engine.trainer import HookBase
 from libai.utils import distributed as dist
+from libai.utils.events import EventWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from projects.SegFormer.engine.checkpoint import Checkpointer, read_record
 from projects.SegFormer.engine.ema import WeightAverage
+from projects.SegFormer.engine.json_lines import is_number
+from projects.SegFormer.engine.ranks import from_main, on_all_ranks
+from projects.SegFormer.engine.writers import JsonWriter
+from projects.SegFormer.modeling.files import reason
 
 logger = logging.getLogger("libai." + __name__)
 
 BEST = "model_best"
+RETRIES = (10, 60, 300)  # seconds after which the last checkpoint is tried again
+
+
+class WriteScalars(HookBase):
+    """Has the writers write every `period` iterations and after the last."""
+
+    def __init__(self, writers: list[EventWriter], period: int):
+        self.writers, self.period = writers, period
+
+    def after_step(self):
+        done = self.trainer.iter + 1
+        if done % self.period == 0 or done == self.trainer.max_iter:
+            for writer in self.writers:
+                writer.write()
 
 
 class PeriodicCheckpointer(HookBase):
     """Saves every `period` iterations and after the last; keeps the last `max_to_keep`.
 
     LiBai's names: model_0000199 holds what was learnt in iterations 0 to 199. A save that fails, on
-    a full disk say, does not end the training.
+    a full disk say, does not end the training; the last is tried again, and then does.
+
+    Attributes:
+        saved: the name of the last checkpoint and its iteration, or None.
     """
 
     def __init__(self, checkpointer: Checkpointer, period: int, max_to_keep: int):
         self.checkpointer, self.period, self.max_to_keep = checkpointer, period, max_to_keep
+        self.saved: tuple[str, int] | None = None
 
     def after_step(self):
         iteration = self.trainer.iter
-        is_last = iteration + 1 == self.trainer.max_iter
-        if not is_last and (iteration + 1) % self.period:
-            return
-        name = "model_final" if is_last else f"model_{iteration:07d}"
+        name = f"model_{iteration:07d}"
+        if iteration + 1 == self.trainer.max_iter:
+            self.save_or_end("model_final", iteration, RETRIES)
+        elif (iteration + 1) % self.period == 0:
+            try:
+                self._save(name, iteration)
+            except OSError as error:
+                logger.error(f"could not save {name}: {reason(error)}; training goes on")
+
+    def save_or_end(self, name: str, iteration: int, retries: tuple[int, ...]) -> None:
+        """Save what must not be lost: a save that fails is tried again after so many seconds.
+
+        Raises OSError when the last fails too.
+        """
+        for seconds in retries:
+            try:
+                self._save(name, iteration)
+                return
+            except OSError as error:
+                logger.error(
+                    f"could not save {name}: {reason(error)}; it is tried again in {seconds} s"
+                )
+            self._pause(seconds)
         try:
-            self.checkpointer.save(name, iteration)
+            self._save(name, iteration)
         except OSError as error:
-            if is_last:
-                raise
-            logger.error(f"could not save {name}: {error}; training goes on")
-            return
+            raise on_all_ranks(
+                OSError(
+                    f"could not save {name} in {self.checkpointer.save_dir}: {reason(error)}; "
+                    "--resume goes on from the checkpoint before it"
+                )
+            ) from error
+
+    def _save(self, name: str, iteration: int) -> None:
+        self.trainer.watchdog.alive("saving")
+        self.checkpointer.save(name, iteration)
+        self.saved = name, iteration
+        self.trainer.watchdog.alive("saving")
         if dist.is_main_process():
             self._remove_old()
+
+    def _pause(self, seconds: int) -> None:
+        for _ in range(seconds):
+            time.sleep(1)
+            self.trainer.watchdog.alive("saving")
+            self.trainer.stopping.check("saving")
 
     def _remove_old(self):
         numbered = Path(self.checkpointer.save_dir).glob("model_[0-9]*")
         records = [(record["saved_at"], path) for path in numbered if (record := read_record(path))]
         for _, path in sorted(records)[: -self.max_to_keep]:
-            shutil.rmtree(path)
+            try:
+                shutil.rmtree(path)
+            except OSError as error:
+                logger.error(f"could not remove {path}: {reason(error)}; training goes on")
 
 
-class BestCheckpointer(HookBase):
+class BestCheckpointer:
     """Keeps the checkpoint with the highest `metric` as model_best, also across a resume."""
 
-    def __init__(self, checkpointer: Checkpointer, period: int, metric: str):
-        self.checkpointer, self.period, self.metric = checkpointer, period, metric
+    def __init__(self, checkpointer: Checkpointer, metric: str):
+        self.checkpointer, self.metric = checkpointer, metric
+        self._best = -math.inf
+
+    def resume(self) -> None:
+        """Go on from the model_best that is there."""
+        self._best = from_main(self._recorded)
+
+    def _recorded(self) -> float:
+        path = Path(self.checkpointer.save_dir) / BEST
+        value = (path.is_dir() and read_record(path) or {}).get(self.metric)
+        return value if is_number(value) else -math.inf
+
+    def keep_if_best(self, value: float, iteration: int) -> None:
+        """Save the weights, of which the metric is `value`, if no other's is as high."""
+        if not value > self._best:
+            return
+        try:
+            self.checkpointer.save(BEST, iteration, **{self.metric: value})
+            self._best = value
+        except OSError as error:
+            logger.error(f"could not save {BEST}: {reason(error)}; training goes on")
+
+
+class Evaluation(HookBase):
+    """Evaluates every `period` iterations and after the last, and keeps the best weights.
+
+    It ends with a line of its own in metrics.json. A resumed training, of whose checkpoint an
+    evaluation was due that has no line, begins with it.
+
+    Args:
+        evaluate: gives scores by name, the same on all ranks.
+        best: takes one of them.
+        writers: on the main rank; one is a JsonWriter.
+    """
+
+    def __init__(
+        self,
+        evaluate: Callable[[], dict[str, float]],
+        period: int,
+        best: BestCheckpointer,
+        writers: list[EventWriter],
+    ):
+        self.evaluate, self.period, self.best, self.writers = evaluate, period, best, writers
 
     def before_train(self):
-        self.best = -math.inf
-        path = Path(self.checkpointer.save_dir) / BEST
-        if self.trainer.start_iter > 0 and path.is_dir():
-            record = read_record(path)
-            self.best = record[self.metric] if record else self.best
+        done = self.trainer.start_iter
+        if done == 0:
+            return
+        self.best.resume()
+        if self._is_due(done) and not from_main(self._is_written):
+            logger.info(f"The evaluation after iteration {done} was not finished: it comes first")
+            self._run(done)
 
     def after_step(self):
         done = self.trainer.iter + 1
-        if done % self.period == 0 and done != self.trainer.max_iter:  # then it is after_train's
-            self._keep_if_best()
+        if self._is_due(done):
+            self._run(done)
 
-    def after_train(self):
-        self._keep_if_best()
+    def _is_due(self, done: int) -> bool:
+        return done % self.period == 0 or done >= self.trainer.max_iter
 
-    def _keep_if_best(self):
-        value, _ = self.trainer.storage.latest().get(self.metric, (math.nan, 0))
-        if not value > self.best:
-            return
-        self.best = value
-        try:
-            self.checkpointer.save(BEST, self.trainer.iter, **{self.metric: value})
-        except OSError as error:
-            logger.error(f"could not save {BEST}: {error}")
+    def _is_written(self) -> bool:
+        return any(
+            self.best.metric in writer.names_at_start
+            for writer in self.writers
+            if isinstance(writer, JsonWriter)
+        )
+
+    def _run(self, done: int) -> None:
+        scores = self.evaluate()
+        self.trainer.watchdog.alive("saving")
+        self.best.keep_if_best(scores[self.best.metric], done - 1)
+        for writer in self.writers:
+            writer.write_scalars(done, scores)
 
 
 class UpdateAverage(HookBase):
@@ -101,42 +213,19 @@ class UpdateAverage(HookBase):
             self.average.update()
 
 
-class StopOnSignal(HookBase):
-    """Ctrl-C and SIGTERM end the training after the current step, with a checkpoint.
+class StopTogether(HookBase):
+    """Ends the training after a step, which has `step_length` iterations, on a signal to any rank.
 
-    A step has `step_length` iterations. For one process: of several ranks each would stop at a step
-    of its own; they end at once, and the last checkpoint stays.
+    After the last there is nothing to stop.
     """
 
-    def __init__(self, checkpointer: Checkpointer, step_length: int):
-        self.checkpointer, self.step_length = checkpointer, step_length
-
-    def before_train(self):
-        self._signal = None
-        self._previous = {
-            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-
-    def _note(self, number, frame):
-        if self._signal is not None:  # the second time: at once
-            raise KeyboardInterrupt
-        self._signal = number
-        logger.warning("stopping after this step; once more to stop at once")
+    def __init__(self, step_length: int):
+        self.step_length = step_length
 
     def after_step(self):
         done = self.trainer.iter + 1
-        if self._signal is None or done % self.step_length or done == self.trainer.max_iter:
-            return
-        self.checkpointer.save(f"model_{self.trainer.iter:07d}", self.trainer.iter)
-        self._restore()
-        raise KeyboardInterrupt
-
-    def after_train(self):
-        self._restore()
-
-    def _restore(self):
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        if done % self.step_length == 0 and done < self.trainer.max_iter:
+            self.trainer.stopping.check("training")
 
 
 class ProgressBar(HookBase):

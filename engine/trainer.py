@@ -15,10 +15,13 @@ from libai.utils.events import EventStorage
 
 from projects.SegFormer.dataset.build import data_parallel_place
 from projects.SegFormer.engine import hooks
-from projects.SegFormer.engine.checkpoint import AVERAGE, Checkpointer, last_checkpoint
+from projects.SegFormer.engine.checkpoint import AVERAGE, Checkpointer, checkpoint_to_resume
 from projects.SegFormer.engine.ema import WeightAverage
 from projects.SegFormer.engine.optim import clip_gradients
 from projects.SegFormer.engine.parallel import log_shares
+from projects.SegFormer.engine.ranks import from_main
+from projects.SegFormer.engine.stopping import Stopped, Stopping
+from projects.SegFormer.engine.watchdog import Watchdog
 from projects.SegFormer.engine.writers import JsonWriter, LogWriter, TensorBoardWriter
 from projects.SegFormer.evaluation import accuracy, mean_iou
 from projects.SegFormer.evaluation.evaluate import (
@@ -29,10 +32,13 @@ from projects.SegFormer.evaluation.evaluate import (
 from projects.SegFormer.evaluation.inference import build_inference
 from projects.SegFormer.model_utils.segf_loader import fill_model
 from projects.SegFormer.modeling.errors import InputError
+from projects.SegFormer.modeling.files import write_json
 from projects.SegFormer.modeling.layers import batch_sbp
 from projects.SegFormer.modeling.segformer_model import SegformerForImageClassification
 
 logger = logging.getLogger("libai." + __name__)
+
+QUICK_RETRIES = (1, 2)  # seconds; after a signal a scheduler waits for half a minute or so
 
 
 class SegformerTrainer(DefaultTrainer):
@@ -55,7 +61,10 @@ class SegformerTrainer(DefaultTrainer):
                     "or leave it"
                 )
         build_inference(cfg)  # what is wrong with it is told now, not at the first evaluation
-        self._resumed_from = last_checkpoint(cfg.train.output_dir) if cfg.train.resume else None
+        self.watchdog = Watchdog(cfg.train.watchdog_seconds)
+        self._resumed_from = None
+        if cfg.train.resume:
+            self._resumed_from = from_main(partial(checkpoint_to_resume, cfg.train.output_dir))
         cfg.train.start_iter = self._resumed_from[1] + 1 if self._resumed_from else 0
         super().__init__(cfg)
         log_shares(cfg, self.model, self.optimizer)
@@ -123,30 +132,28 @@ class SegformerTrainer(DefaultTrainer):
         def whole_steps(period: int) -> int:
             return -(-period // step_length) * step_length
 
+        self._saves = hooks.PeriodicCheckpointer(
+            self.checkpointer,
+            whole_steps(train.checkpointer.period),
+            train.checkpointer.max_to_keep,
+        )
+        if self._resumed_from:
+            path, iteration = self._resumed_from
+            self._saves.saved = os.path.basename(path), iteration
+        writers = self.build_writers() if dist.is_main_process() else []
         built = [
             libai_hooks.IterationTimer(),
             libai_hooks.LRScheduler(),
+            self.ema and hooks.UpdateAverage(self.ema, step_length),
+            hooks.WriteScalars(writers, train.log_period),
+            hooks.ProgressBar() if hooks.shows_progress() else None,
+            self._saves,
         ]
-        if self.ema:
-            built.append(hooks.UpdateAverage(self.ema, step_length))
-        built.append(
-            hooks.PeriodicCheckpointer(
-                self.checkpointer,
-                whole_steps(train.checkpointer.period),
-                train.checkpointer.max_to_keep,
-            )
-        )
         if train.evaluation.enabled:
             period = whole_steps(train.evaluation.eval_period)
-            built.append(libai_hooks.EvalHook(period, self._evaluate_and_write))
-            built.append(hooks.BestCheckpointer(self.checkpointer, period, self._metric()))
-        if hooks.shows_progress():
-            built.append(hooks.ProgressBar())
-        if dist.is_main_process():
-            built.append(libai_hooks.PeriodicWriter(self.build_writers(), train.log_period))
-        if dist.get_world_size() == 1:  # last, so that the last step is written down
-            built.append(hooks.StopOnSignal(self.checkpointer, step_length))
-        return built
+            best = hooks.BestCheckpointer(self.checkpointer, self._metric())
+            built.append(hooks.Evaluation(self._evaluate_and_write, period, best, writers))
+        return [*built, hooks.StopTogether(step_length)]
 
     def build_writers(self):
         folder = self.cfg.train.output_dir
@@ -162,20 +169,36 @@ class SegformerTrainer(DefaultTrainer):
         """Train from `start_iter` to `max_iter`.
 
         Raises FloatingPointError when the loss or a weight is not finite; checkpoints stay as they
-        are.
+        are. Raises Stopped, with a checkpoint of the last step, on a signal.
         """
         logger.info(f"Training from iteration {self.start_iter} to {self.max_iter}")
-        self.iter = self.start_iter
-        with EventStorage(self.start_iter) as self.storage:
-            self.before_train()
-            for self.iter in range(self.start_iter, self.max_iter):  # noqa: B020
-                self.before_step()
-                self.run_step()
-                self.after_step()
-            self.after_train()
+        self.iter = self.start_iter - 1
+        self.stopping = Stopping()
+        with self.watchdog, EventStorage(self.start_iter) as self.storage:
+            try:
+                self.before_train()
+                for self.iter in range(self.start_iter, self.max_iter):  # noqa: B020
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                self.after_train()
+            except Stopped as stop:
+                raise Stopped(stop.number, self._what_to_resume()) from None
+
+    def after_step(self):
+        self.watchdog.alive("training", self.iter)
+        super().after_step()
+
+    def _what_to_resume(self) -> str:
+        """Save the last step, if it is not, and say so."""
+        if self._saves.saved is None or self._saves.saved[1] != self.iter:
+            self._saves.save_or_end(f"model_{self.iter:07d}", self.iter, QUICK_RETRIES)
+        path = os.path.join(self.cfg.train.output_dir, self._saves.saved[0])
+        return f"after iteration {self.iter}; --resume goes on from {path}"
 
     def run_step(self):
         self._trainer.iter = self.iter
+        self.watchdog.alive("waiting for data")
         try:
             self._trainer.run_step(self._training_batch)
         except FloatingPointError:
@@ -185,6 +208,7 @@ class SegformerTrainer(DefaultTrainer):
             ) from None
 
     def _training_batch(self, data, mixup_func=None):
+        self.watchdog.alive("training")
         batch = self.get_batch(data, mixup_func)
         batch["noise"] = self._noise(batch["images"].shape[0])
         return batch
@@ -211,50 +235,65 @@ class SegformerTrainer(DefaultTrainer):
         """The figure whose highest value makes the best checkpoint."""
         return "top1" if isinstance(self.model, SegformerForImageClassification) else "mIoU"
 
-    def _evaluate_and_write(self) -> dict:
+    def _evaluate_and_write(self) -> dict[str, float]:
+        def after_batch():
+            self.watchdog.alive("evaluating")
+            self.stopping.check("evaluating")
+
+        self.watchdog.alive("evaluating")
         with self.ema.applied() if self.ema else nullcontext():
-            return self.test(self.cfg, self.test_loader, self.model)
+            result = self.evaluate(self.cfg, self.test_loader, self.model, after_batch)
+        try:
+            self.write_evaluation(self.cfg, result)
+        except InputError as error:
+            logger.error(f"{error}; training goes on")
+        return flat_scores(result)
 
     @classmethod
-    def test(cls, cfg, test_loaders, model, evaluator=None) -> dict:
-        """Evaluate `model` on the first of `test_loaders`; print the table and write it as JSON.
+    def evaluate(cls, cfg, test_loaders, model, after_batch=lambda: None) -> dict:
+        """Evaluate `model` on the first of `test_loaders` and print the table.
 
         It runs eagerly also in graph mode: images differ in size, and a graph is for one size.
 
+        Args:
+            after_batch: is called after each batch.
         Returns:
-            the scores as one flat dict of floats, absent classes left out.
+            see `evaluate_segmentation` and `evaluate_classification`.
         """
         settings = cfg.train.evaluation
+        limits = dict(max_batches=settings.eval_iter, after_batch=after_batch)
         if isinstance(model, SegformerForImageClassification):
-            result = evaluate_classification(model, test_loaders[0], max_batches=settings.eval_iter)
+            result = evaluate_classification(model, test_loaders[0], **limits)
             table = accuracy.format_table(result)
-            nested = ()  # ImageNet has a thousand classes
         else:
             result = evaluate_segmentation(
                 model,
                 test_loaders[0],
                 build_inference(cfg),
-                max_batches=settings.eval_iter,
                 boundary_iou=settings.get("boundary_iou", False),
                 worst_images=settings.get("worst_images", 0),
                 output_dir=cfg.train.output_dir,
+                **limits,
             )
             table = mean_iou.format_table(result)
-            nested = [name for name, value in result.items() if isinstance(value, dict)]
-        if dist.is_main_process():
-            logger.info("Evaluation in percent:\n" + table)
-            mean_iou.write_json(result, os.path.join(cfg.train.output_dir, "evaluation.json"))
-        flat = {name: value for name, value in result.items() if not isinstance(value, dict)}
-        flat |= {
-            f"{name}/{label}": value
-            for name in nested
-            for label, value in result[name].items()
-            if value is not None
-        }
-        return flat
+        logger.info("Evaluation in percent:\n" + table)
+        return result
 
     @classmethod
-    def write_results(cls, cfg, test_loaders, model) -> None:
+    def write_evaluation(cls, cfg, result: dict) -> None:
+        """Write evaluation.json, on the main rank. Raises InputError when the disk is full."""
+        if dist.is_main_process():
+            write_json(os.path.join(cfg.train.output_dir, "evaluation.json"), result)
+
+    @classmethod
+    def test(cls, cfg, test_loaders, model, evaluator=None, after_batch=lambda: None) -> dict:
+        """LiBai's name for both: evaluate, write, and give the scores as `flat_scores` does."""
+        result = cls.evaluate(cfg, test_loaders, model, after_batch)
+        cls.write_evaluation(cfg, result)
+        return flat_scores(result)
+
+    @classmethod
+    def write_results(cls, cfg, test_loaders, model, after_batch=lambda: None) -> None:
         """Write the predictions for the first of `test_loaders` as a benchmark's server wants them,
         to `results` in the output folder.
         """
@@ -266,6 +305,7 @@ class SegformerTrainer(DefaultTrainer):
             build_inference(cfg),
             max_batches=cfg.train.evaluation.eval_iter,
             folder=os.path.join(cfg.train.output_dir, "results"),
+            after_batch=after_batch,
         )
 
 
@@ -276,3 +316,19 @@ def check_classes(cfg, dataset) -> None:
             f"the model has {cfg.model.cfg.num_classes} classes, the data set "
             f"{len(dataset.classes)}: set cfg.num_classes={len(dataset.classes)}"
         )
+
+
+def flat_scores(result: dict) -> dict[str, float]:
+    """The scores of an evaluation as one flat dict, without absent classes.
+
+    Of ImageNet's thousand classes there are none in it: their accuracies are no figures of a
+    training.
+    """
+    flat = {name: value for name, value in result.items() if not isinstance(value, dict)}
+    nested = [] if "top1" in result else [n for n, value in result.items() if n not in flat]
+    return flat | {
+        f"{name}/{label}": value
+        for name in nested
+        for label, value in result[name].items()
+        if value is not None
+    }

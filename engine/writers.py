@@ -3,11 +3,21 @@
 import datetime
 import json
 import logging
-import math
+import os
+import socket
+import struct
+import time
 from pathlib import Path
 
 from libai.utils.events import EventWriter, get_event_storage
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import masked_crc32c
+from tensorboardX.summary import scalar
+
+from projects.SegFormer.engine.appended_file import AppendedFile
+from projects.SegFormer.engine.json_lines import LINE_BYTES, parse_line
+from projects.SegFormer.modeling.errors import InputError
+from projects.SegFormer.modeling.files import reason
 
 logger = logging.getLogger("libai." + __name__)
 
@@ -36,6 +46,9 @@ class LogWriter(EventWriter):
             parts.append(f"ETA {eta}")
         logger.info("  ".join(parts))
 
+    def write_scalars(self, iteration: int, scalars: dict[str, float]) -> None:
+        """An evaluation has logged its table already."""
+
 
 class JsonWriter(EventWriter):
     """All scalars of an iteration as one line of JSON, LiBai's metrics.json.
@@ -43,52 +56,78 @@ class JsonWriter(EventWriter):
     LiBai's own writer takes medians, and leaves out the loss when it writes every iteration. Lines
     from iterations after `start_iter`, of a training that was interrupted, are dropped: they come
     again.
+
+    Attributes:
+        names_at_start: the scalars that the file has of iteration `start_iter`.
+    Raises InputError for a file that cannot be used.
     """
 
     def __init__(self, path: str, start_iter: int):
-        path = Path(path)
-        lines = path.read_text().splitlines() if start_iter and path.exists() else []
-        kept = [line for line in lines if _iteration(line) <= start_iter]
-        self._file = open(path, "w")  # noqa: SIM115 - open for as long as the training runs
-        self._file.writelines(line + "\n" for line in kept)
-        self._file.flush()
+        self.names_at_start = _drop_later_lines(Path(path), start_iter)
+        self._file = AppendedFile(path)
         self._changed = _ChangedScalars()
 
     def write(self):
         changed = self._changed.take()
         if changed:
-            record = {"iteration": get_event_storage().iter, **changed}
-            self._file.write(json.dumps(record, sort_keys=True) + "\n")
-            self._file.flush()
+            self.write_scalars(get_event_storage().iter, changed)
 
-    def close(self):
-        self.write()  # the evaluation after the last iteration
-        self._file.close()
+    def write_scalars(self, iteration: int, scalars: dict[str, float]) -> None:
+        record = {"iteration": iteration, **scalars}
+        self._file.add(json.dumps(record, sort_keys=True).encode() + b"\n")
 
 
-def _iteration(line: str) -> float:
+def _drop_later_lines(path: Path, start_iter: int) -> set[str]:
+    """Cut off what follows the last line up to iteration `start_iter`; the names of the latter."""
+    end, names, damaged = 0, set(), 0
     try:
-        return json.loads(line)["iteration"]
-    except ValueError:  # cut off by a kill
-        return math.inf
+        if not path.exists():
+            return names
+        if not path.is_file():
+            raise InputError(f"{path} is no regular file: remove it, or name another folder")
+        with open(path, "r+b") as file:
+            while start_iter and (line := file.readline(LINE_BYTES)):
+                record = parse_line(line)
+                if record is None or not line.endswith(b"\n"):
+                    damaged += 1
+                elif record["iteration"] <= start_iter:
+                    end = file.tell()
+                    names |= record.keys() if record["iteration"] == start_iter else set()
+            file.truncate(end)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {reason(error)}") from error
+    if damaged:
+        logger.warning(f"{path}: {damaged} lines are damaged and are passed over")
+    return names
 
 
 class TensorBoardWriter(EventWriter):
-    """All scalars, as TensorBoard event files in `folder`."""
+    """All scalars, as a TensorBoard event file in `folder`.
+
+    tensorboardX's SummaryWriter has a thread that a full disk ends, and then waits for it for ever.
+    """
 
     def __init__(self, folder: str):
-        self._writer = SummaryWriter(folder)
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+        self._file = AppendedFile(Path(folder) / name)
+        self._file.add(_event_record(Event(wall_time=time.time(), file_version="brain.Event:2")))
         self._changed = _ChangedScalars()
 
     def write(self):
-        iteration = get_event_storage().iter
-        for name, value in self._changed.take().items():
-            self._writer.add_scalar(name, value, iteration)
-        self._writer.flush()
+        self.write_scalars(get_event_storage().iter, self._changed.take())
 
-    def close(self):
-        self.write()
-        self._writer.close()
+    def write_scalars(self, iteration: int, scalars: dict[str, float]) -> None:
+        for name, value in scalars.items():
+            event = Event(wall_time=time.time(), step=iteration, summary=scalar(name, value))
+            self._file.add(_event_record(event))
+
+
+def _event_record(event: Event) -> bytes:
+    """TFRecord's form: length, its checksum, event, its checksum."""
+    data = event.SerializeToString()
+    length = struct.pack("<Q", len(data))
+    sums = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
+    return length + next(sums) + data + next(sums)
 
 
 class _ChangedScalars:

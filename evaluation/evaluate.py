@@ -12,9 +12,9 @@ import oneflow as flow
 from libai.utils import distributed as dist
 from oneflow import nn
 from oneflow.framework.check_point_v2 import _broadcast_py_object
-from PIL import Image
 from tqdm import tqdm
 
+from projects.SegFormer.dataset.image_files import image_size
 from projects.SegFormer.dataset.sampler import Draw
 from projects.SegFormer.evaluation.accuracy import AccuracyEvaluator
 from projects.SegFormer.evaluation.boundary_iou import BoundaryIoUEvaluator
@@ -44,6 +44,7 @@ def evaluate_segmentation(
     boundary_iou: bool = False,
     worst_images: int = 0,
     output_dir: str = "",
+    after_batch: Callable[[], None] = lambda: None,
 ) -> dict:
     """mIoU and its relatives of `model` over `loader`, the same result on every rank.
 
@@ -54,11 +55,14 @@ def evaluate_segmentation(
         inference: how images go through the model.
         max_batches: stop after that many.
         boundary_iou: whether to count boundaries as well.
-        worst_images: draw that many images of lowest mIoU to `output_dir`/worst_images.png.
+        worst_images: draw that many images of lowest mIoU to `output_dir`/worst_images.png. That
+            it cannot be written is logged.
+        after_batch: is called after each batch, on all ranks alike.
     Returns:
         see evaluation.mean_iou.scores, and boundary_iou.
     Raises:
-        InputError: images of different sizes in one batch of one rank, or values of no class.
+        InputError: images of different sizes in one batch of one rank, an image that was changed
+            meanwhile, or values of no class.
     """
     dataset = loader.dataset
     evaluators = [MeanIoUEvaluator(dataset.classes, model.ignore_index, dataset.categories)]
@@ -66,7 +70,9 @@ def evaluate_segmentation(
         evaluators.append(BoundaryIoUEvaluator(dataset.classes, model.ignore_index))
     worst = WorstImages(dataset, worst_images)
     predict = partial(inference, model)
-    for index, prediction, label in _samples(model, loader, predict, inference, max_batches):
+    for index, prediction, label in _samples(
+        model, loader, predict, inference, max_batches, after_batch
+    ):
         for evaluator in evaluators:
             evaluator.update(prediction, label)
         if worst_images:
@@ -76,13 +82,22 @@ def evaluate_segmentation(
         entries = sorted(_from_all_ranks(worst.entries()), key=lambda entry: entry[:2])
         if entries and dist.is_main_process():
             path = os.path.join(output_dir, "worst_images.png")
-            worst.draw(path, entries[:worst_images])
-            logger.info(f"The images of lowest mIoU are in {path}")
+            try:
+                worst.draw(path, entries[:worst_images])
+                logger.info(f"The images of lowest mIoU are in {path}")
+            except (InputError, OSError) as error:
+                logger.error(f"could not draw {path}: {error}")
     return result
 
 
 def write_results(
-    model: nn.Module, loader, inference: Inference, *, max_batches: int, folder: str
+    model: nn.Module,
+    loader,
+    inference: Inference,
+    *,
+    max_batches: int,
+    folder: str,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> None:
     """Write the prediction for each image as the benchmark's server takes it, without evaluating.
 
@@ -92,13 +107,21 @@ def write_results(
     dataset = loader.dataset
     files = ResultFiles(folder, dataset.images, dataset.result_values)
     predict = partial(inference, model)
-    for index, prediction, _ in _samples(model, loader, predict, inference, max_batches):
+    for index, prediction, _ in _samples(
+        model, loader, predict, inference, max_batches, after_batch
+    ):
         files.write(index, prediction)
     dist.synchronize()
     logger.info(f"The predictions are in {folder}")
 
 
-def evaluate_classification(model: nn.Module, loader, *, max_batches: int) -> dict:
+def evaluate_classification(
+    model: nn.Module,
+    loader,
+    *,
+    max_batches: int,
+    after_batch: Callable[[], None] = lambda: None,
+) -> dict:
     """Accuracies of `model` over `loader`, the same result on every rank.
 
     Returns:
@@ -110,7 +133,7 @@ def evaluate_classification(model: nn.Module, loader, *, max_batches: int) -> di
         logits = local_part(model(images=flow.from_numpy(images))["prediction_scores"])
         return None if logits is None else logits.numpy()
 
-    for _, logits, label in _samples(model, loader, predict, None, max_batches):
+    for _, logits, label in _samples(model, loader, predict, None, max_batches, after_batch):
         evaluator.update(logits[None], np.array([label]))
     return _summed([evaluator])
 
@@ -121,10 +144,13 @@ def _samples(
     predict: Callable[[np.ndarray, tuple], np.ndarray | None],
     inference: Inference | None,
     max_batches: int,
+    after_batch: Callable[[], None],
 ) -> Iterator[Sample]:
     """The samples of this rank's share, on the first of the ranks that share it; on others none."""
+    sizes = None
     if inference and dist.get_data_parallel_size() > 1:
-        loader.sampler.group(_input_sizes(loader.dataset, inference))
+        sizes = _image_sizes(loader.dataset)
+        loader.sampler.group([_input_sizes(size, inference) for size in sizes])
     counts_here = flow.env.get_rank() % dist.get_tensor_parallel_size() == 0
     was_training = model.training
     model.eval()
@@ -142,10 +168,13 @@ def _samples(
                 if number == max_batches:
                     break
                 images, labels = (batch.get(name).tensor.numpy() for name in ("images", "labels"))
+                if sizes and _keep_sizes(loader.dataset):
+                    _check_sizes(loader.dataset, draws, sizes, images.shape[2:], inference)
                 predictions = predict(images, labels.shape[1:])
                 if predictions is not None and counts_here:
                     yield from _valid(draws, predictions, labels)
                 progress.update()
+                after_batch()
     finally:
         model.train(was_training)
 
@@ -156,24 +185,43 @@ def _valid(draws: list[Draw], predictions: np.ndarray, labels: np.ndarray) -> It
             yield Sample(draw.index, prediction, label)
 
 
-def _input_sizes(dataset, inference: Inference) -> list[tuple]:
-    """For each image, the sizes in which it goes through the network.
+def _image_sizes(dataset) -> list[tuple[int, int]]:
+    """(height, width) of each image after its `Resize`, from the files' headers.
 
     The ranks compute a batch together, so that it holds images of one size only: the sampler must
-    know them before. Sizes are in the files' headers.
+    know them before, and on all ranks the same.
     """
     sizes = []
-    for path in dataset.images:
-        try:
-            with Image.open(path) as image:
-                size = image.size[::-1]
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read as an image: {error}") from error
-        for transform in dataset.transforms.transforms:
-            if hasattr(transform, "target_size"):
-                size = transform.target_size(*size)
-        sizes.append(tuple(inference.input_size(size, scale) for scale in inference.scales))
-    return sizes
+    if dist.is_main_process():
+        for path in dataset.images:
+            size = image_size(path)
+            for transform in dataset.transforms.transforms:
+                if hasattr(transform, "target_size"):
+                    size = transform.target_size(*size)
+            sizes.append(size)
+    return _broadcast_py_object(sizes, 0)
+
+
+def _input_sizes(size: tuple[int, int], inference: Inference) -> tuple:
+    """The sizes in which an image of this size goes through the network."""
+    return tuple(inference.input_size(size, scale) for scale in inference.scales)
+
+
+def _keep_sizes(dataset) -> bool:
+    """Whether only `Resize` changes an image's size: after `Pad`, say, it is not known before."""
+    transforms = dataset.transforms.transforms
+    return all(hasattr(it, "target_size") or not hasattr(it, "size") for it in transforms)
+
+
+def _check_sizes(dataset, draws: list[Draw], sizes: list, found: tuple, inference) -> None:
+    """An image of another size than the other ranks expect would hang or abort all of them."""
+    for draw in draws:
+        if _input_sizes(found, inference) != _input_sizes(sizes[draw.index], inference):
+            raise InputError(
+                f"{dataset.images[draw.index]} is {found[0]}x{found[1]} (height x width) and was "
+                f"{sizes[draw.index][0]}x{sizes[draw.index][1]} before: do not change data while "
+                "it is read"
+            )
 
 
 def _summed(evaluators: list) -> dict:

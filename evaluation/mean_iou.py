@@ -1,14 +1,13 @@
 """Mean intersection over union from a confusion matrix of integers."""
 
-import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from libai.evaluation.evaluator import DatasetEvaluator
 
+from projects.SegFormer.modeling import files
 from projects.SegFormer.modeling.errors import InputError
 
 
@@ -156,28 +155,8 @@ def _line(row: Sequence[str], width: int) -> str:
 
 
 def write_json(result: dict, path: str | Path) -> None:
-    """Write the result of `scores` as JSON; whoever reads `path` finds the old file or the new.
-
-    NaN, which JSON lacks, becomes null.
-    """
-    path = Path(path)
-    result = _without_nan(result)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(result, file, indent=2, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _without_nan(value):
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
+    """Write the result of `scores` as JSON, see `files.write_json`."""
+    files.write_json(path, result)
 
 
 def percent(part: int, whole: int) -> float | None:

@@ -32,6 +32,10 @@ CLASSES = ("disc", "field", "sky")
 COLOURS = np.array([[200, 30, 30], [40, 160, 60], [90, 140, 220]], np.uint8)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--count", type=int, default=100, help="damaged files of each kind to read")
+
+
 @pytest.fixture(scope="session")
 def folder_data(tmp_path_factory) -> Path:
     """A folder data set of three classes: 12 images of 80x96 for training, 5 for validation."""

@@ -108,7 +108,6 @@ def test_names_tell_runs_apart(tmp_path, capsys):
     [
         ("", "has no lines"),
         ("{\n  'mIoU': 3\n}\n", "line 1.*expected lines as"),
-        ('{"iteration": 1, "total_loss": 2.0}\nloss 3\n{"iteration": 3}\n', "line 2"),
         ('{"mIoU": 3.0}\n{"mIoU": 3.0}\n', "line 1"),
         ("[1, 2]\n", "line 1"),
         ('{"iteration": 1, "lr": 2.0}\n', "neither total_loss nor mIoU nor top1"),

@@ -1,5 +1,6 @@
 """Checkpoints: what comes back is what went in, and no failure costs one that was whole."""
 
+import json
 import logging
 import os
 import resource
@@ -7,7 +8,7 @@ import shutil
 import signal
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from oneflow import nn
 from conftest import wait_until
 from projects.SegFormer.engine.checkpoint import (
     Checkpointer,
+    checkpoint_to_resume,
     last_checkpoint,
     read_record,
 )
@@ -296,25 +298,19 @@ def test_damaged_checkpoint_is_passed_over(checkpointer, tmp_path, caplog, damag
 # --- the hooks that save ------------------------------------------------------------------------
 
 
-def hooked(hook, max_iter: int, start_iter: int = 0):
+def hooked(hook, max_iter: int):
     """The hook with a trainer to look at."""
-    latest = {}
     hook.trainer = SimpleNamespace(
-        iter=start_iter,
-        start_iter=start_iter,
         max_iter=max_iter,
-        storage=SimpleNamespace(latest=lambda: latest),
-        scores=latest,
+        watchdog=SimpleNamespace(alive=lambda doing: None),
+        stopping=SimpleNamespace(check=lambda phase: None),
     )
-    hook.before_train()
     return hook
 
 
-def run(hook, *iterations: int, mIoU: float | None = None) -> None:
+def run(hook, *iterations: int) -> None:
     for iteration in iterations:
         hook.trainer.iter = iteration
-        if mIoU is not None:
-            hook.trainer.scores["mIoU"] = (mIoU, iteration)
         hook.after_step()
 
 
@@ -330,7 +326,9 @@ def test_last_checkpoints_are_kept(checkpointer, tmp_path):
     assert last_checkpoint(str(tmp_path)) == (str(tmp_path / "model_final"), 8)
 
 
-def test_training_goes_on_after_a_failed_save(checkpointer, tmp_path, caplog):
+def test_training_goes_on_after_a_failed_save(checkpointer, tmp_path, caplog, monkeypatch):
+    waits = []
+    monkeypatch.setattr(time, "sleep", waits.append)
     hook = hooked(PeriodicCheckpointer(checkpointer, period=1, max_to_keep=1), max_iter=4)
     run(hook, 0)
     with log_of("hooks", caplog), files_of_at_most(100):
@@ -339,8 +337,22 @@ def test_training_goes_on_after_a_failed_save(checkpointer, tmp_path, caplog):
     assert names(tmp_path) == ["model_0000000"]
     run(hook, 2)
     assert names(tmp_path) == ["model_0000002"]
-    with files_of_at_most(100), pytest.raises(OSError):  # nothing would be left of the training
+    assert not waits
+    # Nothing would be left of the training: it is tried for minutes.
+    with files_of_at_most(100), pytest.raises(OSError, match=f"model_final.*{tmp_path}"):
         run(hook, 3)
+    assert sum(waits) == 370
+
+
+def test_last_checkpoint_is_tried_until_there_is_room(checkpointer, tmp_path, monkeypatch):
+    def sleep(seconds):
+        disk.close()  # somebody makes room
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    disk = ExitStack()
+    disk.enter_context(files_of_at_most(100))
+    run(hooked(PeriodicCheckpointer(checkpointer, period=9, max_to_keep=1), max_iter=4), 3)
+    assert last_checkpoint(str(tmp_path)) == (str(tmp_path / "model_final"), 3)
 
 
 def test_new_checkpoints_outlive_those_of_an_earlier_training(checkpointer, tmp_path):
@@ -356,40 +368,108 @@ def test_new_checkpoints_outlive_those_of_an_earlier_training(checkpointer, tmp_
 def test_best_checkpoint_is_kept_across_a_resume(checkpointer, tmp_path):
     best = tmp_path / "model_best"
 
-    def new_hook(start_iter):
-        return hooked(
-            BestCheckpointer(checkpointer, 2, "mIoU"), max_iter=100, start_iter=start_iter
-        )
+    def saved() -> tuple[float, int]:
+        record = read_record(best)
+        return record["mIoU"], record["iteration"]
 
-    hook = new_hook(0)
-    run(hook, 1, mIoU=50.0)
-    run(hook, 3, mIoU=40.0)
-    run(hook, 4, mIoU=90.0)  # not a multiple of the period: the score of another evaluation
-    assert read_record(best)["mIoU"] == 50.0
-    hook = new_hook(5)
-    run(hook, 5, mIoU=45.0)
-    assert (read_record(best)["mIoU"], read_record(best)["iteration"]) == (50.0, 1)
-    run(hook, 7, mIoU=float("nan"))
-    assert read_record(best)["mIoU"] == 50.0
-    run(hook, 9, mIoU=60.0)
-    assert (read_record(best)["mIoU"], read_record(best)["iteration"]) == (60.0, 9)
-    run(new_hook(0), 1, mIoU=10.0)  # another training
-    assert read_record(best)["mIoU"] == 10.0
+    first = BestCheckpointer(checkpointer, "mIoU")
+    first.keep_if_best(50.0, 1)
+    first.keep_if_best(40.0, 3)
+    assert saved() == (50.0, 1)
+    resumed = BestCheckpointer(checkpointer, "mIoU")
+    resumed.resume()
+    resumed.keep_if_best(45.0, 5)
+    assert saved() == (50.0, 1)
+    resumed.keep_if_best(float("nan"), 7)
+    assert saved() == (50.0, 1)
+    resumed.keep_if_best(60.0, 9)
+    assert saved() == (60.0, 9)
+    BestCheckpointer(checkpointer, "mIoU").keep_if_best(10.0, 1)  # another training
+    assert saved() == (10.0, 1)
 
 
-def test_damaged_best_checkpoint_is_replaced(checkpointer, tmp_path):
+def remove_the_weights(best: Path) -> None:
+    shutil.rmtree(best / "model")
+
+
+def without_the_metric(best: Path) -> None:
+    edit_record(best, mIoU=None)
+
+
+def with_a_metric_of_text(best: Path) -> None:
+    edit_record(best, mIoU="50")
+
+
+def edit_record(path: Path, **changes) -> None:
+    """Change fields of checkpoint.json; None takes one out."""
+    record = json.loads((path / "checkpoint.json").read_text()) | changes
+    record = {name: value for name, value in record.items() if value is not None}
+    (path / "checkpoint.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    "damage", [remove_the_weights, without_the_metric, with_a_metric_of_text, cut_the_record]
+)
+def test_damaged_best_checkpoint_is_replaced(checkpointer, tmp_path, damage):
     checkpointer.save("model_best", 1, mIoU=50.0)
-    shutil.rmtree(tmp_path / "model_best" / "model")
-    hook = hooked(BestCheckpointer(checkpointer, 2, "mIoU"), max_iter=100, start_iter=2)
-    run(hook, 3, mIoU=20.0)
+    damage(tmp_path / "model_best")
+    best = BestCheckpointer(checkpointer, "mIoU")
+    best.resume()
+    best.keep_if_best(20.0, 3)
     assert read_record(tmp_path / "model_best")["mIoU"] == 20.0
 
 
-def test_best_of_the_last_evaluation_is_kept(checkpointer, tmp_path):
-    """It comes after the last step, when the score is there."""
-    hook = hooked(BestCheckpointer(checkpointer, 2, "mIoU"), max_iter=4)
-    run(hook, 1, mIoU=50.0)
-    run(hook, 3)
-    hook.trainer.scores["mIoU"] = (70.0, 4)
-    hook.after_train()
-    assert read_record(tmp_path / "model_best")["mIoU"] == 70.0
+def test_best_checkpoint_that_could_not_be_written_does_not_count(checkpointer, tmp_path):
+    best = BestCheckpointer(checkpointer, "mIoU")
+    best.keep_if_best(30.0, 1)
+    with files_of_at_most(100):
+        best.keep_if_best(50.0, 3)
+    assert read_record(tmp_path / "model_best")["mIoU"] == 30.0
+    best.keep_if_best(40.0, 5)  # of those that are to be had
+    assert read_record(tmp_path / "model_best")["mIoU"] == 40.0
+
+
+def test_checkpoint_whose_replacement_was_cut_short_comes_back(checkpointer, tmp_path):
+    """A kill between the two renames of a save."""
+    checkpointer.save("model_best", 1, mIoU=50.0)
+    os.rename(tmp_path / "model_best", tmp_path / ".model_best.replaced")
+    assert checkpoint_to_resume(str(tmp_path)) == (str(tmp_path / "model_best"), 1)
+
+
+FOREIGN_RECORDS = {
+    "binary": b"\x89PNG\r\n\x1a\n\xff\xfe",
+    "list": b"[1, 2]",
+    "number": b"3",
+    "deep": b"[" * 100_000,
+    "nothing": b"",
+    "iteration of text": dict(iteration="7"),
+    "iteration below 0": dict(iteration=-1),
+    "fraction": dict(iteration=1.5),
+    "truth": dict(iteration=True),
+    "huge iteration": dict(iteration=10**400),
+    "time that is none": dict(saved_at=float("nan")),
+    "endless time": dict(saved_at=float("inf")),
+    "time of text": dict(saved_at="now"),
+    "files of another kind": dict(files=[1]),
+    "no files": dict(files={}),
+    "size of text": dict(files={"checkpoint.json": "big"}),
+    "file outside": dict(files={"../model_0000001/model/pickled_data": 0}),
+    "absolute file": dict(files={"/etc/hostname": 5}),
+    "name that is none": dict(files={"a\0b": 5}),
+    "surrogates": dict(files={"\ud800": 5}),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN_RECORDS)
+def test_foreign_record_is_passed_over(checkpointer, tmp_path, caplog, name):
+    checkpointer.save("model_0000001", 1)
+    checkpointer.save("model_0000002", 2)
+    content, path = FOREIGN_RECORDS[name], tmp_path / "model_0000002"
+    if isinstance(content, dict):
+        edit_record(path, **content)
+    else:
+        (path / "checkpoint.json").write_bytes(content)
+    with log_of("checkpoint", caplog):
+        assert last_checkpoint(str(tmp_path)) == (str(tmp_path / "model_0000001"), 1)
+    (warning,) = {record.getMessage() for record in caplog.records}
+    assert "model_0000002" in warning and "\n" not in warning

@@ -43,6 +43,7 @@ CASES = {
         dice_weight=3.0,
     ),
 }
+EVERYWHERE = dict(placement=flow.placement("cpu", ranks=[0]), sbp=flow.sbp.broadcast)
 cases = pytest.mark.parametrize("settings", CASES.values(), ids=CASES)
 sizes = pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 modes = pytest.mark.parametrize("in_graph", [False, True], ids=["eager", "graph"])
@@ -193,6 +194,22 @@ def test_values(settings):
     logits, labels = batch(SIZE)
     losses, _ = ours(settings, logits, labels)
     check([losses], [in_numpy(logits, labels, **settings)])
+
+
+@sizes
+@pytest.mark.parametrize("name", ["default", "weights and smoothing", "everything"])
+def test_values_without_gradients(sizes, name):
+    """As a validation loss: under no_grad, from logits that want a gradient and that do not."""
+    logits, labels = batch(*sizes)
+    probe = Probe(CASES[name], flow.tensor(logits, **EVERYWHERE))
+    labels_tensor = flow.tensor(labels, **EVERYWHERE)
+    expected = in_torch(logits, labels, **CASES[name])[0]
+    with flow.no_grad():
+        found = probe(labels_tensor)
+        frozen = probe.loss(probe.logits.detach(), labels_tensor)
+    for losses in (found, frozen):
+        assert not any(loss.requires_grad for loss in losses.values())
+        check([{key: float(loss.numpy()) for key, loss in losses.items()}], [expected])
 
 
 @modes

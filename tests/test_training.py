@@ -234,8 +234,10 @@ def test_interrupted_and_resumed(runs, folder_data, tmp_path, start, mode, numbe
         last = 7 if done < 16 else 15
     else:
         assert process.returncode == 130
-        assert stderr.rstrip().endswith("interrupted; --resume goes on from the last checkpoint")
-        last = last_checkpoint(str(tmp_path))[1]
+        path, last = last_checkpoint(str(tmp_path))
+        assert stderr.rstrip().endswith(
+            f"stopped by SIGINT after iteration {last}; --resume goes on from {path}"
+        )
         assert last == done - 1, "the last step that was reported is the one that was saved"
 
     process = run_tool(TOOL, *command, "--resume")

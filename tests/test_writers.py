@@ -2,19 +2,27 @@
 
 import json
 import logging
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from libai.utils.events import EventStorage
+from test_checkpoint import files_of_at_most
 
 from conftest import tensorboard_scalars
+from projects.SegFormer.engine import appended_file
+from projects.SegFormer.engine.appended_file import AppendedFile
+from projects.SegFormer.engine.log import ConsoleHandler, LogFile
 from projects.SegFormer.engine.writers import JsonWriter, LogWriter, TensorBoardWriter
+from projects.SegFormer.modeling.errors import InputError
+from projects.SegFormer.tools.analyze import read_metrics
 
 
 def write_all(writers, log_period: int, start: int = 0, stop: int = 9) -> None:
     """Iterations as the trainer reports them: the loss before the count goes up, the rest after.
 
-    An evaluation comes after iteration 4, and one after the last, when all has been written.
+    Another hook's score comes after iteration 4, and an evaluation after the last.
     """
     with EventStorage(start) as storage:
         for iteration in range(start, stop):
@@ -26,9 +34,8 @@ def write_all(writers, log_period: int, start: int = 0, stop: int = 9) -> None:
             if storage.iter % log_period == 0 or storage.iter == stop:
                 for writer in writers:
                     writer.write()
-        storage.put_scalar("mIoU", 90.0, smoothing_hint=False)
         for writer in writers:
-            writer.close()
+            writer.write_scalars(stop, {"mIoU": 90.0})
 
 
 def read_json(path: Path) -> list[dict]:
@@ -73,7 +80,6 @@ def test_json_is_there_before_the_end(tmp_path):
         storage.iter = 1
         writer.write()
         assert read_json(path) == [{"iteration": 1, "total_loss": 1.0}]
-        writer.close()
 
 
 def test_json_after_a_resume_holds_every_iteration_once(tmp_path):
@@ -98,6 +104,151 @@ def test_json_line_that_a_kill_cut_off_is_dropped(tmp_path):
     write_all([JsonWriter(str(path), 1)], 1, start=1, stop=3)
     lines = [line["iteration"] for line in read_json(path) if "total_loss" in line]
     assert lines == [1, 2, 3]
+
+
+def test_json_knows_what_it_has_of_the_start(tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_text('{"iteration": 3, "mIoU": 5}\n{"iteration": 6, "lr": 1}\n{"iteration": 7}\n')
+    assert JsonWriter(str(path), 5).names_at_start == set()
+    assert JsonWriter(str(path), 3).names_at_start == {"iteration", "mIoU"}
+    assert read_json(path) == [{"iteration": 3, "mIoU": 5}]
+
+
+DAMAGED_LINES = [
+    b"\x89PNG\xff\xfe\n",
+    b"[1]\n",
+    b'{"iteration": "2", "lr": 1}\n',
+    b'{"iteration": NaN}\n',
+    b'{"iteration": 1' + b"0" * 400 + b"}\n",
+    b"[" * 100_000 + b"\n",
+    b"x" * 3_000_000 + b"\n",
+]
+
+
+@pytest.mark.parametrize("line", DAMAGED_LINES, ids=range(len(DAMAGED_LINES)))
+def test_damaged_lines_of_json_are_passed_over(tmp_path, log, capsys, line):
+    path = tmp_path / "metrics.json"
+    whole = [b'{"iteration": 1, "total_loss": 3.0}\n', b'{"iteration": 2, "total_loss": 2.0}\n']
+    path.write_bytes(whole[0] + line + whole[1] + line)
+    writer = JsonWriter(str(path), 2)
+    assert f"{path}: " in log() and "damaged" in log()
+    writer.write_scalars(3, {"total_loss": 1.0})
+    data = path.read_bytes()
+    assert data.startswith(whole[0] + line + whole[1] + b'{"iteration": 3')
+
+    expected = {1: 3.0, 2: 2.0, 3: 1.0}
+    assert dict(zip(*map(list, read_metrics(path)["total_loss"]))) == expected
+    assert "damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_json_that_is_no_file(tmp_path, make):
+    path = tmp_path / "metrics.json"
+    make(path)
+    with pytest.raises(InputError, match=f"{path}.* no regular file"):
+        JsonWriter(str(path), 0)
+
+
+# --- a full disk --------------------------------------------------------------------------------
+
+
+def test_full_disk_is_told_once_and_nothing_is_lost(tmp_path, log, errors):
+    json_path = tmp_path / "metrics.json"
+    writers = [JsonWriter(str(json_path), 0), TensorBoardWriter(str(tmp_path / "tensorboard"))]
+
+    def write(*iterations):
+        for iteration in iterations:
+            for writer in writers:
+                writer.write_scalars(iteration, {"total_loss": 0.5 * iteration})
+
+    write(*range(1, 10))
+    size = json_path.stat().st_size
+    with files_of_at_most(size + 20):  # room for half a line
+        write(*range(10, 260))
+        assert json_path.stat().st_size == size
+        assert max(line["iteration"] for line in read_json(json_path)) == 9
+    (event_file,) = (tmp_path / "tensorboard").iterdir()
+    told = [line for line in errors() if "cannot write" in line]
+    assert len(told) == 2
+    assert [name in line for name, line in zip((str(json_path), str(event_file)), told)]
+    write(260)
+    expected = {iteration: 0.5 * iteration for iteration in range(1, 261)}
+    assert {line["iteration"]: line["total_loss"] for line in read_json(json_path)} == expected
+    found = tensorboard_scalars(tmp_path / "tensorboard")
+    assert found == {("total_loss", iteration): value for iteration, value in expected.items()}
+    assert sum("can be written again" in line for line in errors()) == 2
+
+
+def test_what_waits_for_room_is_bounded(tmp_path, monkeypatch, errors):
+    monkeypatch.setattr(appended_file, "KEPT_BYTES", 1000)
+    file = AppendedFile(tmp_path / "file")
+    with files_of_at_most(0):
+        for number in range(100):
+            file.add(b"%099d\n" % number)
+    file.add(b"last\n")
+    lines = (tmp_path / "file").read_text().splitlines()
+    assert [int(line) for line in lines[:-1]] == list(range(90, 100)) and lines[-1] == "last"
+    assert "90 records are lost" in errors()[-1]
+
+
+def test_log_file_on_a_full_disk(tmp_path, capsys):
+    """The console has the one line about it; the file has all lines in the end."""
+    logger = logging.getLogger("a log of its own")
+    logger.propagate = False
+    path = tmp_path / "log.txt"
+    libai_log = logging.getLogger("libai")
+    handler = LogFile(str(path))
+    logger.addHandler(handler)
+    libai_log.addHandler(handler)  # where AppendedFile speaks of it: in the file itself
+    try:
+        with files_of_at_most(0):
+            for number in range(250):
+                logger.error(f"line {number}")
+        logger.error("room")
+    finally:
+        libai_log.removeHandler(handler)
+    lines = path.read_text().splitlines()
+    assert sum("cannot write" in line for line in lines) == 1
+    assert [line.rpartition(": ")[2] for line in lines if ": line " in line] == [
+        f"line {number}" for number in range(250)
+    ]
+    assert "Logging error" not in capsys.readouterr().err
+
+
+def test_console_that_cannot_be_written_is_told_once(tmp_path, errors, capsys):
+    logger = logging.getLogger("a console of its own")
+    logger.propagate = False
+    with open("/dev/full", "w", buffering=1) as full:
+        logger.addHandler(ConsoleHandler(full))
+        for number in range(250):
+            logger.error(f"line {number}")
+        assert [line for line in errors() if "cannot write to standard output" in line] == errors()
+        assert len(errors()) == 1
+        with suppress(OSError):
+            full.close()
+    assert "Logging error" not in capsys.readouterr().err
+
+
+class Messages(logging.Handler):
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def emit(self, record):
+        self.found.append(record.getMessage())
+
+
+@pytest.fixture
+def errors():
+    """The messages of the modules that guard files."""
+    names = ("appended_file", "log")
+    loggers = [logging.getLogger(f"libai.projects.SegFormer.engine.{name}") for name in names]
+    messages = Messages()
+    for logger in loggers:
+        logger.addHandler(messages)
+    yield lambda: messages.found
+    for logger in loggers:
+        logger.removeHandler(messages)
 
 
 @pytest.fixture

@@ -7,8 +7,6 @@ tools/train_transformers.py write. One that still runs can be looked at.
 """
 
 import argparse
-import json
-import math
 import sys
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from projects.SegFormer.engine.json_lines import LINE_BYTES, is_number, parse_line
 from projects.SegFormer.modeling.errors import InputError
 
 SCORES = ("mIoU", "top1")  # in percent, what an evaluation is judged by
@@ -64,45 +63,40 @@ def run_names(files: list[Path]) -> list[str]:
 def read_metrics(file: Path) -> dict[str, Series]:
     """Each scalar by name: (iterations, values), without those that are not finite.
 
-    A last line that is cut off, by a kill or while it is written, is skipped.
-    Raises InputError for a file that holds no metrics.
+    Damaged lines are passed over with a word to standard error; without one where it is the last,
+    which a kill may cut off. Raises InputError for a file that holds no metrics.
     """
     expected = 'expected lines as {"iteration": 20, "total_loss": 2.1}'
-    records, points = [], {}
+    points, damaged, number = {}, [], 0
     try:
-        lines = file.read_text().splitlines()
-        for number, line in enumerate(lines, start=1):
-            try:
-                records.append(_record(line))
-            except ValueError:
-                if number < len(lines) or not records:
-                    raise InputError(
-                        f"{file} is no metrics file: line {number}, {expected}"
-                    ) from None
-    except (OSError, UnicodeDecodeError) as error:
+        if not file.is_file():  # a pipe would block
+            raise InputError(f"cannot read {file}: it is no regular file")
+        with open(file, "rb") as lines:
+            while line := lines.readline(LINE_BYTES):
+                number += 1
+                record = parse_line(line)
+                if record is None and number == 1:
+                    raise InputError(f"cannot read {file} as metrics: line 1, {expected}")
+                if record is None:
+                    damaged.append(number)
+                    continue
+                for name, value in record.items():
+                    if name != "iteration" and is_number(value):
+                        points.setdefault(name, {})[record["iteration"]] = value
+    except OSError as error:
         raise InputError(f"cannot read {file}: {error}; {expected}") from error
-    if not records:
+    if not number:
         raise InputError(f"{file} has no lines: has the training not got far enough?")
-    for record in records:
-        for name, value in record.items():
-            if name != "iteration" and math.isfinite(value):
-                points.setdefault(name, {})[record["iteration"]] = value
+    if damaged and damaged != [number]:
+        print(
+            f"{file}: {len(damaged)} damaged lines are passed over, the first is line {damaged[0]}",
+            file=sys.stderr,
+        )
     if "total_loss" not in points and not any(name in points for name in SCORES):
         raise InputError(f"{file} has neither total_loss nor {' nor '.join(SCORES)}; {expected}")
     return {
-        name: tuple(np.array(values) for values in zip(*sorted(series.items())))
+        name: (np.array(sorted(series)), np.array([series[n] for n in sorted(series)], float))
         for name, series in points.items()
-    }
-
-
-def _record(line: str) -> dict[str, float]:
-    record = json.loads(line)
-    if not isinstance(record, dict) or not isinstance(record.get("iteration"), int):
-        raise ValueError
-    return {
-        name: value
-        for name, value in record.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
     }
 
 

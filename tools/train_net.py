@@ -5,12 +5,18 @@ bash tools/train.sh CONFIG GPUS [--eval-only --format-only --resume --fast-dev-r
 
 import projects.SegFormer.engine.process  # noqa: F401
 
+from projects.SegFormer.engine import signals
+
+# isort: split
+if __name__ == "__main__":
+    signals.catch_while_loading()
+
 import glob
 import logging
 import os
-import signal
 import sys
 import traceback
+from contextlib import suppress
 
 import numpy as np
 import oneflow as flow
@@ -21,11 +27,16 @@ from omegaconf import DictConfig
 
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.engine.libai_mends import mend_libai
+from projects.SegFormer.engine.log import mend_log
+from projects.SegFormer.engine.output_folder import claim
 from projects.SegFormer.engine.parallel import plan_ranks
+from projects.SegFormer.engine.ranks import on_all_ranks
+from projects.SegFormer.engine.stopping import Stopped, Stopping
 from projects.SegFormer.engine.trainer import SegformerTrainer
-from projects.SegFormer.evaluation.mean_iou import write_json
+from projects.SegFormer.engine.watchdog import Watchdog
 from projects.SegFormer.model_utils.segf_loader import fill_model
 from projects.SegFormer.modeling.errors import InputError
+from projects.SegFormer.modeling.files import write_json
 
 logger = logging.getLogger("libai." + __name__)
 
@@ -43,7 +54,9 @@ FAST_DEV_RUN = (
 def main(arguments: list[str]) -> None:
     args = parse(arguments)
     cfg = configure(args, flow.env.get_world_size())
+    claim(cfg.train.output_dir)
     mend_libai()
+    mend_log()
     try:
         default_setup(cfg, args)
     except (AssertionError, ValueError) as error:  # sizes that do not divide
@@ -97,15 +110,23 @@ def evaluate_only(cfg, format_only: bool) -> None:
     model = SegformerTrainer.build_model(cfg)
     loaders = SegformerTrainer.build_test_loader(cfg)
     results = {}
-    for path in paths or ["initial weights"]:
-        if paths:
-            fill_model(model, path)
-        if format_only:
-            SegformerTrainer.write_results(cfg, loaders, model)
-        else:
-            results[path] = SegformerTrainer.test(cfg, loaders, model)
+    stopping = Stopping()
+    with Watchdog(cfg.train.watchdog_seconds) as watchdog:
+
+        def after_batch():
+            watchdog.alive("evaluating")
+            stopping.check("evaluating")
+
+        for path in paths or ["initial weights"]:
+            if paths:
+                fill_model(model, path)
+            watchdog.alive("evaluating")
+            if format_only:
+                SegformerTrainer.write_results(cfg, loaders, model, after_batch)
+            else:
+                results[path] = SegformerTrainer.test(cfg, loaders, model, after_batch=after_batch)
     if len(results) > 1 and dist.is_main_process():
-        write_json(results, os.path.join(cfg.train.output_dir, "evaluation.json"))
+        write_json(os.path.join(cfg.train.output_dir, "evaluation.json"), results)
         logger.info("All of them:\n" + comparison(results))
 
 
@@ -138,27 +159,43 @@ def comparison(results: dict[str, dict]) -> str:
 
 def run(arguments: list[str]) -> int:
     """`main`, with what a person can mend told in one line; the exit code."""
-    # OneFlow takes the signal for itself and ends the process without a word.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main(arguments)
         return 0
+    except Stopped as stop:
+        tell(on_all_ranks(stop), str(stop))
+        return 128 + stop.number
     except (InputError, FloatingPointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(error, f"error: {error}")
         return 1
-    except KeyboardInterrupt:
-        print("interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        tell(error, traceback.format_exc().rstrip())
         return 1
+
+
+def tell(error: BaseException, line: str) -> None:
+    """Print what ends the run; where all ranks raise it, one does, before the first is gone."""
+    together = getattr(error, "on_all_ranks", False) and flow.env.get_world_size() > 1
+    if not together or dist.is_main_process():
+        with suppress(OSError):  # standard error may be a full disk or a closed terminal
+            print(line, file=sys.stderr, flush=True)
+    if together:
+        flow.comm.barrier()
+
+
+def leave(code: int) -> None:
+    """End the process."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # Python would try again, and end with a code of its own
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    if code and flow.env.get_world_size() > 1:
+        # At exit OneFlow would wait for the other ranks, which wait for this one.
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":
-    code = run(sys.argv[1:])
-    if code and flow.env.get_world_size() > 1:
-        # At exit OneFlow would wait for the other ranks, which wait for this one.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+    signals.catch()
+    leave(run(sys.argv[1:]))

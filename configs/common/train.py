@@ -22,6 +22,8 @@ train = dict(
     resume=False,
     start_iter=0,
     log_period=20,
+    # A run of which nothing is heard for so long hangs, and is ended; 0 for no such limit.
+    watchdog_seconds=1800,
     checkpointer=dict(period=4_000, max_to_keep=3),
     # The checkpoint of the highest mIoU (or top-1 accuracy) is kept as model_best.
     evaluation=dict(
