@@ -15,3 +15,7 @@ if {"avx2", "fma"} <= _flags:
 
 # Errors only: without it every process warns about the CUDA driver on a machine without a GPU.
 os.environ.setdefault("GLOG_minloglevel", "2")
+
+# OneFlow 0.9.0 keeps what it has inferred of each eager operation, 50 kB a training step for ever.
+# A step has some hundred operations; beyond this number it forgets.
+os.environ.setdefault("ONEFLOW_EAGER_TENSOR_INFER_CACHE_SIZE", "2000")
