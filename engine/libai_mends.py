@@ -4,15 +4,23 @@
 mend can go when LiBai itself does what the replacement does.
 """
 
+from types import SimpleNamespace
+
 import libai.engine.default
 import oneflow as flow
 from libai.utils import distributed as dist
+
+from projects.SegFormer.engine.log import set_up_log
+from projects.SegFormer.engine.yaml_config import save_yaml
 
 
 def mend_libai() -> None:
     # It runs `make` in a folder without a Makefile and then exits the process. What it would build,
     # a helper for text data, is in the wheel.
     libai.engine.default._compile_dependencies = lambda: None
+    # Where the disk is full, a stack trace for every line of the log, and for config.yaml.
+    libai.engine.default.setup_logger = set_up_log
+    libai.engine.default.LazyConfig = SimpleNamespace(save=save_yaml)
     dist.ttol = _to_local
     dist.get_data_parallel_rank = _data_parallel_rank
     dist._DistributeUtil._init_placement_group = _init_placement_group

@@ -4,16 +4,10 @@ import logging
 import os
 import sys
 
-import libai.engine.default
 from libai.utils.logger import setup_logger as libai_setup_logger
 
 from projects.SegFormer.engine.appended_file import AppendedFile
 from projects.SegFormer.modeling.files import reason
-
-
-def mend_log() -> None:
-    """LiBai's log prints a stack trace for every line that cannot be written."""
-    libai.engine.default.setup_logger = set_up_log
 
 
 def set_up_log(output_dir: str | None = None, distributed_rank: int = 0) -> logging.Logger:

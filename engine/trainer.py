@@ -21,7 +21,7 @@ from projects.SegFormer.engine.optim import clip_gradients
 from projects.SegFormer.engine.parallel import log_shares
 from projects.SegFormer.engine.ranks import from_main
 from projects.SegFormer.engine.stopping import Stopped, Stopping
-from projects.SegFormer.engine.watchdog import Watchdog
+from projects.SegFormer.engine.watchdog import LIMIT, Watchdog
 from projects.SegFormer.engine.writers import JsonWriter, LogWriter, TensorBoardWriter
 from projects.SegFormer.evaluation import accuracy, mean_iou
 from projects.SegFormer.evaluation.evaluate import (
@@ -61,7 +61,7 @@ class SegformerTrainer(DefaultTrainer):
                     "or leave it"
                 )
         build_inference(cfg)  # what is wrong with it is told now, not at the first evaluation
-        self.watchdog = Watchdog(cfg.train.watchdog_seconds)
+        self.watchdog = Watchdog(cfg.train.get("watchdog_seconds", LIMIT))
         self._resumed_from = None
         if cfg.train.resume:
             self._resumed_from = from_main(partial(checkpoint_to_resume, cfg.train.output_dir))

@@ -17,6 +17,7 @@ from projects.SegFormer.modeling.errors import InputError
 
 PROGRESS = "SEGFORMER_PROGRESS"  # the launcher's: number of the file descriptor to write to
 RECORD_BYTES = 256
+LIMIT = 1800  # seconds, where a config of an earlier version says nothing
 GRACE = 60  # seconds after which a process is ended that cannot end itself
 
 

@@ -4,16 +4,19 @@ LiBai reads it with yaml.unsafe_load, which builds any object, and calls whateve
 """
 
 import inspect
+import logging
 import re
 from contextlib import suppress
 
 import yaml
-from libai.config.lazy import locate
+from libai.config.lazy import _convert_target_to_string, locate
 from omegaconf import DictConfig, OmegaConf
 
 from projects.SegFormer.modeling.bounds import YAML_BYTES, YAML_VALUES
 from projects.SegFormer.modeling.errors import InputError
-from projects.SegFormer.modeling.files import read_bytes, reason
+from projects.SegFormer.modeling.files import read_bytes, reason, write_whole
+
+logger = logging.getLogger("libai." + __name__)
 
 # Modules whose classes and functions a `_target_` may name: they build parts of a training and
 # neither write files nor run what they read. A name without a dot at its end is that one alone.
@@ -138,3 +141,30 @@ def _written_out(key: str | None, content) -> str:
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         return "${"
     return str(content)
+
+
+# ---- Writing ------------------------------------------------------------------------------------
+
+
+def save_yaml(config: DictConfig, file: str) -> None:
+    """Write a config as `load_yaml` reads it. That it cannot be written is logged, in one line.
+
+    LiBai pickles a config that YAML has no form for, and shows a stack trace on a full disk.
+    """
+    try:
+        content = _plain(OmegaConf.to_container(config, resolve=False))
+        text = yaml.safe_dump(content, default_flow_style=None, allow_unicode=True, width=9999)
+        write_whole(file, text.encode())
+    except (InputError, yaml.YAMLError, UnicodeEncodeError) as error:
+        logger.error(f"{file} is not there: {reason(error)}; the run goes on")
+
+
+def _plain(value):
+    """`value` with names for classes and functions, and lists for tuples."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if inspect.isclass(value) or inspect.isfunction(value):
+        return _convert_target_to_string(value)
+    return value

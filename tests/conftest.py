@@ -233,7 +233,7 @@ def processes_with(word: str) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if word in path.read_text():
+            if word.encode() in path.read_bytes():
                 found.append(int(path.parent.name))
         except OSError:  # it has ended
             continue

@@ -27,13 +27,12 @@ from omegaconf import DictConfig
 
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.engine.libai_mends import mend_libai
-from projects.SegFormer.engine.log import mend_log
 from projects.SegFormer.engine.output_folder import claim
 from projects.SegFormer.engine.parallel import plan_ranks
 from projects.SegFormer.engine.ranks import on_all_ranks
 from projects.SegFormer.engine.stopping import Stopped, Stopping
 from projects.SegFormer.engine.trainer import SegformerTrainer
-from projects.SegFormer.engine.watchdog import Watchdog
+from projects.SegFormer.engine.watchdog import LIMIT, Watchdog
 from projects.SegFormer.model_utils.segf_loader import fill_model
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.files import write_json
@@ -56,7 +55,6 @@ def main(arguments: list[str]) -> None:
     cfg = configure(args, flow.env.get_world_size())
     claim(cfg.train.output_dir)
     mend_libai()
-    mend_log()
     try:
         default_setup(cfg, args)
     except (AssertionError, ValueError) as error:  # sizes that do not divide
@@ -111,7 +109,7 @@ def evaluate_only(cfg, format_only: bool) -> None:
     loaders = SegformerTrainer.build_test_loader(cfg)
     results = {}
     stopping = Stopping()
-    with Watchdog(cfg.train.watchdog_seconds) as watchdog:
+    with Watchdog(cfg.train.get("watchdog_seconds", LIMIT)) as watchdog:
 
         def after_batch():
             watchdog.alive("evaluating")

@@ -41,13 +41,14 @@ def contained(work: Callable[[], object], seconds: int = SECONDS) -> Outcome:
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
-        os.close(reading)
-        limit(2 * MEMORY)
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
-        result = attempt(work)
-        with os.fdopen(writing, "wb") as stream:
-            pickle.dump((*result, peak_memory()), stream)
-        os._exit(0)
+        try:
+            limit(2 * MEMORY)
+            resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
+            result = attempt(work)
+            with os.fdopen(writing, "wb") as stream:
+                pickle.dump((*result, peak_memory()), stream)
+        finally:
+            os._exit(0)
     os.close(writing)
     with os.fdopen(reading, "rb") as stream:
         # On a busy machine it takes longer, unless it waits for something.

@@ -64,7 +64,7 @@ class Kind:
     """A kind of file.
 
     Attributes:
-        files: under the folder of the originals, those of which one is damaged each time.
+        files: patterns under the folder of the originals, of one of which a file is damaged.
         read: from the path of the damaged file.
         whole: the folder, under that of the originals, that is copied to damage a file in it.
         is_text: also words are damaged.
@@ -98,7 +98,8 @@ def load_and_convert(path: Path) -> None:
 
 
 def resume(path: Path) -> None:
-    training(path.parent.parent).load_training_state(str(path.parent.parent / "model_0000001"))
+    checkpoint = path.parent.parent
+    training(checkpoint.parent).load_training_state(str(checkpoint))
 
 
 def read_yaml(path: Path) -> None:
@@ -131,8 +132,7 @@ KINDS: dict[str, Kind] = {
     "zip pth": Kind(["official.pth", "training.pth"], read_torch),
     "legacy pth": Kind(["legacy.pth"], read_torch),
     "LiBai": Kind(
-        ["libai/model/pickled_data"] * 2
-        + [f"libai/model/segformer.layer_norms.0.weight/{name}" for name in ("meta", "out")],
+        ["libai/model/pickled_data", "libai/model/*/meta", "libai/model/*/out"],
         lambda path: read_weights(
             next(parent for parent in path.parents if parent.name == "model")
         ),
@@ -408,14 +408,14 @@ def prepare(name: str, seed: int, originals: Path, folder: Path) -> Path:
     rng = random.Random(f"{name}:{seed}")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    chosen = rng.choice(kind.files)
+    found = sorted(originals.glob(rng.choice(kind.files)), key=lambda file: (len(str(file)), file))
+    chosen = rng.choice(found).relative_to(originals)
     if kind.whole:
         shutil.copytree(originals / kind.whole, folder / kind.whole)
     path = folder / chosen
     path.parent.mkdir(parents=True, exist_ok=True)
-    other_files = [(originals / other).read_bytes() for other in (*kind.files, "config.yaml")]
-    data = damaged((originals / chosen).read_bytes(), other_files, kind.is_text, rng)
-    path.write_bytes(data)
+    others = [(originals / "config.yaml").read_bytes(), *(file.read_bytes() for file in found)]
+    path.write_bytes(damaged((originals / chosen).read_bytes(), others, kind.is_text, rng))
     return path
 
 
@@ -489,11 +489,12 @@ def _lines(name, first, count, originals, folder) -> Iterator[list]:
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
-        os.close(reading)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        with os.fdopen(writing, "w") as stream:
-            work(name, first, count, originals, folder, stream)
-        os._exit(0)
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            with os.fdopen(writing, "w") as stream:
+                work(name, first, count, originals, folder, stream)
+        finally:
+            os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as stream:
         yield from map(json.loads, stream)
@@ -501,6 +502,9 @@ def _lines(name, first, count, originals, folder) -> Iterator[list]:
 
 
 def main(arguments: list[str]) -> None:
+    if len(arguments) == 1:  # in a process of its own: OneFlow counts tensors, and names files so
+        make_originals(Path(arguments[0]))
+        return
     if len(arguments) == 5:
         name, first, count, originals, folder = arguments
         work(name, int(first), int(count), Path(originals), Path(folder), sys.stdout)

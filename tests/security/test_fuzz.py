@@ -4,7 +4,9 @@ python -m pytest tests/security/test_fuzz.py --count 1000
 """
 
 import pytest
-from fuzzing import KINDS, fuzz, make_originals
+from fuzzing import KINDS, fuzz
+
+from conftest import run_tool
 
 from contained import MEMORY
 
@@ -12,7 +14,8 @@ from contained import MEMORY
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory):
     folder = tmp_path_factory.mktemp("originals")
-    make_originals(folder)
+    made = run_tool("tests/security/fuzzing.py", str(folder))
+    assert made.returncode == 0, made.stderr
     return folder
 
 
