@@ -12,7 +12,12 @@ import yaml
 from libai.config.lazy import _convert_target_to_string, locate
 from omegaconf import DictConfig, OmegaConf
 
-from projects.SegFormer.modeling.bounds import YAML_BYTES, YAML_VALUES
+from projects.SegFormer.modeling.bounds import (
+    NESTING,
+    YAML_BYTES,
+    YAML_REFERENCES,
+    YAML_VALUES,
+)
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.files import read_bytes, reason, write_whole
 
@@ -36,17 +41,36 @@ TARGETS = (
     *("libai.data.samplers.", "libai.layers.", "libai.optim.", "libai.scheduler."),
     *("oneflow.nn.optimizer.", "oneflow.optim."),
 )
+NUMBER = 40  # letters
 REFERENCE = re.compile(r"\$\{([\w.\[\]]*)\}")  # without another in it
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """YAML's own types, and tuples, which LiBai's configs may have had, as lists."""
+    """YAML's plain values, lists and mappings, and nothing else that it can build."""
+
+    def flatten_mapping(self, node):
+        """No merge keys (<<): what they write out would be there before it is counted."""
 
 
-_Loader.add_constructor(
-    "tag:yaml.org,2002:python/tuple",
-    lambda loader, node: loader.construct_sequence(node, deep=True),
-)
+def _number(loader, node):
+    """A number, but not 1:30, of which YAML 1.1 takes long to make 90 where it has many parts."""
+    if ":" in node.value or len(node.value) > NUMBER:
+        return node.value
+    return yaml.SafeLoader.yaml_constructors[node.tag](loader, node)
+
+
+_TAG = "tag:yaml.org,2002:"
+_KNOWN = {
+    _TAG + name: yaml.SafeLoader.yaml_constructors[_TAG + name]
+    for name in ("null", "bool", "str", "seq", "map")
+}
+_Loader.yaml_constructors = {
+    None: yaml.SafeLoader.yaml_constructors[None],  # refuses
+    **_KNOWN,
+    **{_TAG + name: _number for name in ("int", "float")},
+    _TAG + "timestamp": _KNOWN[_TAG + "str"],
+    _TAG + "python/tuple": _KNOWN[_TAG + "seq"],  # LiBai's configs may have had them
+}
 
 
 def load_yaml(file: str) -> DictConfig:
@@ -56,11 +80,13 @@ def load_yaml(file: str) -> DictConfig:
     a `_target_` that is none of TARGETS, or refers to anything but a plain value of the file.
     """
     try:
-        content = yaml.load(read_bytes(file, YAML_BYTES), _Loader)
+        text = read_bytes(file, YAML_BYTES)
+        _check_events(text)
+        content = yaml.load(text, _Loader)
         if not isinstance(content, dict):
             raise InputError("it is no mapping of names to values")
         values = _values(content)
-        _check_references([value for *_, value in values if isinstance(value, str)], content)
+        _check_references([value for *_, value in values], content)
         for holder, key, value in values:
             if key == "_target_":
                 holder[key] = _target(value)
@@ -73,6 +99,20 @@ def load_yaml(file: str) -> DictConfig:
     except Exception as error:  # PyYAML's and OmegaConf's have no common class
         text = str(error) if isinstance(error, InputError) else reason(error)
         raise InputError(f"cannot load the config {file}: {text}") from error
+
+
+def _check_events(text: bytes) -> None:
+    """PyYAML builds all there is before it can be counted, and each level by a call, in C, of which
+    many crash.
+    """
+    depth = 0
+    for count, event in enumerate(yaml.parse(text, _Loader)):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > NESTING or count > YAML_VALUES:
+            raise InputError(
+                f"it has more than {YAML_VALUES:,} values, or they are more than {NESTING} deep"
+            )
 
 
 def _values(content) -> list[tuple]:
@@ -112,35 +152,44 @@ def _is_allowed(name) -> bool:
     return any(name == known or known[-1] == "." and name.startswith(known) for known in TARGETS)
 
 
-def _check_references(texts: list[str], content: dict) -> None:
+def _check_references(values: list, content: dict) -> None:
     """Raises InputError unless each ${...} names a value of the file that has no such in it.
 
     So nothing of the environment gets in, which OmegaConf's resolvers read, and nothing grows: a
     value that refers twice to one that refers twice doubles at each step.
     """
-    written_out = {}
-    left = YAML_BYTES
-    for text in texts:
+    known, left = {}, YAML_REFERENCES
+    for text in _texts(values):
         rest = text
         while "${" in rest:
-            reference = REFERENCE.search(rest)
-            key = reference[1] if reference else None
-            if key not in written_out:
-                written_out[key] = _written_out(key, content)
-            left -= len(written_out[key])
-            if "${" in written_out[key] or left < 0:
-                raise InputError(f"{text!r} refers to more than a plain value of the file")
-            rest = rest.replace(reference[0], written_out[key], 1)
+            reference, left = REFERENCE.search(rest), left - 1
+            key = reference and reference[1]
+            if key not in known:
+                known[key] = _written_out(key, content)
+            if known[key] is None or left < 0 or len(rest) > YAML_BYTES:
+                raise InputError(f"{text[:80]!r} refers to more than a plain value of the file")
+            rest = rest.replace(reference[0], known[key], 1)
 
 
-def _written_out(key: str | None, content) -> str:
-    """The value at "data.root" or "dataloader.test[0].dataset" as text; "${" if there is none."""
+def _texts(values: list) -> list[str]:
+    """Those of the values that are texts, one that an anchor repeats only once."""
+    return list({id(value): value for value in values if isinstance(value, str)}.values())
+
+
+def _written_out(key: str | None, content) -> str | None:
+    """The value at "data.root" or "dataloader.test[0].dataset" as text, "" for a list or mapping;
+    None if there is none, or a reference in it.
+    """
     try:
         for part in key.replace("[", ".").replace("]", "").split("."):
             content = content[int(part)] if isinstance(content, list) else content[part]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-        return "${"
-    return str(content)
+        return None
+    is_one = not isinstance(content, (dict, list))
+    inside = [content] if is_one else [value for *_, value in _values(content)]
+    if any("${" in text for text in _texts(inside)):
+        return None
+    return str(content) if is_one else ""
 
 
 # ---- Writing ------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ MIB = 2**20
 # Files that are read as a whole, in bytes.
 META_BYTES = 65_536  # shape and dtype of a tensor in a folder of LiBai
 JSON_BYTES = 32 * MIB  # the index of a thousand shards has 1
-YAML_BYTES = MIB  # the config of an ImageNet training has 0.03
-YAML_VALUES = 200_000  # with each anchor written out where it is used
+YAML_BYTES = MIB // 2  # the config of an ImageNet training has 0.03
+YAML_VALUES = 50_000  # with each anchor written out where it is used
+YAML_REFERENCES = 1_000
 TABLE_BYTES = 64 * MIB  # lists of images, of classes, solutions as CSV
 IMAGE_BYTES = 1024 * MIB
 ONNX_BYTES = 2048 * MIB  # protobuf's own limit
