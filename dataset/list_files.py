@@ -1,9 +1,10 @@
 """Text files beside the images: lists of the names in a split, tables of their classes."""
 
 import csv
+from os.path import basename, splitext
 from pathlib import Path
 
-from projects.SegFormer.modeling.bounds import TABLE_BYTES
+from projects.SegFormer.modeling.bounds import LIST_BYTES
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.files import read_bytes, reason
 
@@ -17,7 +18,7 @@ def read_names(path: Path) -> list[str]:
         InputError: the file is missing, is no text or has no names.
     """
     lines = (line.split() for line in read_lines(path, "one image name a line"))
-    names = [Path(words[0]).stem for words in lines if words]
+    names = [splitext(basename(words[0]))[0] for words in lines if words]
     if not names:
         raise InputError(f"{path}: the list is empty; expected one image name a line")
     if max(map(len, names)) > NAME_LENGTH:
@@ -44,6 +45,6 @@ def read_lines(path: Path, expected: str) -> list[str]:
         InputError: the file is missing or is no UTF-8; the message says what is `expected`.
     """
     try:
-        return read_bytes(path, TABLE_BYTES).decode().splitlines()
+        return read_bytes(path, LIST_BYTES).decode().splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a text file; expected {expected}") from error

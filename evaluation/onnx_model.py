@@ -40,6 +40,8 @@ class OnnxModel(nn.Module):
                 f"{_name(source)} is not a model of tools/export.py: expected a graph from "
                 f"{IMAGES!r} to {LOGITS!r}"
             )
+        if len(outputs[LOGITS].shape) != 4:
+            raise InputError(f"{_name(source)} gives {LOGITS} of {len(outputs[LOGITS].shape)} axes")
         self.num_classes = outputs[LOGITS].shape[1]
 
     def forward(self, images: flow.Tensor) -> dict[str, flow.Tensor]:
@@ -62,6 +64,10 @@ def open_session(source: str | bytes):
         name, source = source, read_bytes(source, ONNX_BYTES)
     else:
         name = "the graph"
+    if source[4:8] == b"ORTM":
+        raise InputError(
+            f"{name} is in ONNX Runtime's own format: expected a .onnx of tools/export.py"
+        )
     try:
         _check_graph(onnx.ModelProto.FromString(source), name)
         return onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
@@ -75,7 +81,13 @@ def _check_graph(proto: onnx.ModelProto, name: str) -> None:
     """Raises InputError for what tools/export.py does not write: ONNX Runtime would read other
     files that a graph names, and take the memory that an operator on constants asks for.
     """
-    constant = set()
+    constant = {""}  # an input that is left out
+    for value in proto.graph.input:
+        sizes = value.type.tensor_type.shape.dim
+        if any(sizes[axis].HasField("dim_value") for axis in (0, 2, 3) if axis < len(sizes)):
+            raise InputError(
+                f"{name} is not a model of tools/export.py: {value.name} has fixed sizes"
+            )
     for tensor in proto.graph.initializer:
         constant.add(tensor.name)
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:

@@ -2,8 +2,20 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
+
+from projects.SegFormer.modeling.bounds import TENSOR_AXES, TENSOR_ELEMENTS
+
+
+def is_shape(shape) -> bool:
+    """Whether a file may give a tensor this shape: NumPy has trouble with some, without elements
+    too.
+    """
+    axes = list(shape)
+    are_counts = len(axes) <= TENSOR_AXES and all(type(n) is int and n >= 0 for n in axes)
+    return are_counts and prod(max(1, n) for n in axes) <= TENSOR_ELEMENTS
 
 
 @dataclass(frozen=True)

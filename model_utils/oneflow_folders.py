@@ -6,6 +6,7 @@ leads out of the folder.
 
 import io
 import os
+import reprlib
 from math import prod
 
 import numpy as np
@@ -13,11 +14,12 @@ import oneflow.core.framework.variable_meta_info_pb2 as variable_meta_info
 from google.protobuf import text_format
 from oneflow.core.common.data_type_pb2 import DataType
 
+from projects.SegFormer.model_utils.lazy_state import is_shape
 from projects.SegFormer.model_utils.safe_pickle import Refused, load_pickle
 from projects.SegFormer.modeling.bounds import (
     META_BYTES,
     PICKLE_BYTES,
-    TENSOR_AXES,
+    TENSOR_BYTES_OF_A_FILE,
     TENSORS,
 )
 from projects.SegFormer.modeling.errors import InputError
@@ -40,21 +42,25 @@ class StoredVariable:
         """Find it, by the state that flow.save gave it. Raises InputError unless it is whole."""
         name = state["path"]
         if not isinstance(name, str) or os.path.basename(name) != name or name in ("", ".", ".."):
-            raise InputError(f"it names the tensor {name!r}: expected a folder in it")
-        self.file = os.path.join(self.folder, name, "out")
-        if not os.path.realpath(self.file).startswith(os.path.realpath(self.folder) + os.sep):
-            raise InputError(f"{name} in it is a link that leads out of it")
+            raise InputError(f"it names the tensor {reprlib.repr(name)}: expected a folder in it")
+        self.file, meta_file = (os.path.join(self.folder, name, part) for part in ("out", "meta"))
+        for file in (self.file, meta_file):
+            if not os.path.realpath(file).startswith(os.path.realpath(self.folder) + os.sep):
+                raise InputError(f"{name} in it is a link that leads out of it")
         if not os.path.isfile(self.file):
             raise InputError(f"it is not whole: {name} in it has no values")
         meta = variable_meta_info.VariableMetaInfo()
-        text = read_bytes(os.path.join(self.folder, name, "meta"), META_BYTES)
-        text_format.Parse(text.decode(), meta)
+        try:
+            text_format.Parse(read_bytes(meta_file, META_BYTES).decode(), meta)
+            self.dtype = np.dtype(DTYPES[DataType.Name(meta.data_type)])
+        except (KeyError, UnicodeDecodeError, text_format.ParseError) as error:
+            raise InputError(
+                f"it is not whole: the description of {name} in it is damaged"
+            ) from error
         self.shape = tuple(meta.shape.dim)
-        self.dtype = np.dtype(DTYPES[DataType.Name(meta.data_type)])
-        size = os.path.getsize(self.file)
-        if len(self.shape) > TENSOR_AXES or min(self.shape, default=0) < 0:
-            raise InputError(f"{name} in it is of shape {self.shape}")
-        if prod(self.shape) * self.dtype.itemsize != size:
+        self.status = os.stat(self.file)
+        size = self.status.st_size
+        if not is_shape(self.shape) or prod(self.shape) * self.dtype.itemsize != size:
             raise InputError(
                 f"it is not whole: {name} in it is cut off, {size} bytes for shape {self.shape}"
             )
@@ -79,6 +85,10 @@ def load_oneflow(folder: str):
     try:
         pickled = io.BytesIO(read_bytes(os.path.join(folder, PICKLE), PICKLE_BYTES))
         content = load_pickle(pickled, {"oneflow.Tensor": tensor, "oneflow.nn.Parameter": tensor})
+        sizes = [tensor.status.st_size for tensor in read]
+        once = {tensor.status.st_ino: tensor.status.st_size for tensor in read}
+        if sum(sizes) > TENSOR_BYTES_OF_A_FILE * sum(once.values()):
+            raise InputError("it names the same tensors too often")
         return content["data"]
     except Refused as error:
         raise InputError(f"the checkpoint {folder} is refused: {error}") from error

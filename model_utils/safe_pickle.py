@@ -19,6 +19,9 @@ from projects.SegFormer.modeling.bounds import PICKLE_BYTES, PICKLE_STEPS
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.files import check_nesting
 
+VALUE_BYTES = 100  # of a value in a container, about
+NUMBER_KEYS = 4_000  # in a dict
+
 
 class Record:
     """Something that was named and not built: a class or function, or an object of it.
@@ -143,7 +146,7 @@ class _Machine:
                 _extend(stack[-1], items)
             case "ADDITEMS":
                 items = self._from_mark()
-                stack[-1].update(map(_checked_key, items))
+                _add(stack[-1], items)
             case "SETITEM":
                 items = stack[-2:]
                 del stack[-2:]
@@ -193,6 +196,8 @@ class _Machine:
         return items
 
     def _named(self, module, attribute) -> Record:
+        if not isinstance(module, str) or not isinstance(attribute, str):
+            raise InputError("its pickle is broken")
         name = f"{module}.{attribute}"
         if name in self._builders or name in self._records:
             return Record(name)
@@ -218,7 +223,10 @@ class _Machine:
 
     def _count(self, arguments) -> None:
         """A pickle can name a large value in two bytes, and have it copied a million times."""
-        self._handed_over += sum(len(a) for a in arguments if isinstance(a, Sized))
+        for argument in arguments:
+            if isinstance(argument, Sized):
+                is_text = isinstance(argument, (str, bytes, bytearray))
+                self._handed_over += len(argument) * (1 if is_text else VALUE_BYTES)
         if self._handed_over > PICKLE_BYTES:
             raise InputError("its pickle builds more than it holds")
 
@@ -255,7 +263,17 @@ _MAKES = dict(TUPLE=tuple, LIST=list, FROZENSET=lambda items: frozenset(map(_che
 
 
 def _extend(target, items: list) -> None:
-    (target.items if isinstance(target, Record) else target).extend(items)
+    target = target.items if isinstance(target, Record) else target
+    if not isinstance(target, list):
+        raise InputError("its pickle is broken")
+    target.extend(items)
+
+
+def _add(target, items: list) -> None:
+    if not isinstance(target, set):
+        raise InputError("its pickle is broken")
+    _check_numbers(target, items)
+    target.update(map(_checked_key, items))
 
 
 def _put(target, items: list):
@@ -263,9 +281,19 @@ def _put(target, items: list):
     pairs = list(zip(items[::2], items[1::2], strict=True))
     if isinstance(target, Record):
         target.items.extend(pairs)
-    else:
+    elif isinstance(target, dict):
+        _check_numbers(target, items[::2])
         target.update((_checked_key(key), value) for key, value in pairs)
+    else:
+        raise InputError("its pickle is broken")
     return target
+
+
+def _check_numbers(target: dict | set, keys: list) -> None:
+    """Numbers can be chosen so that each is looked for in the places of all others."""
+    has_numbers = any(isinstance(key, (int, float)) for key in keys)
+    if has_numbers and len(target) + len(keys) > NUMBER_KEYS:
+        raise InputError(f"it has a dict with more than {NUMBER_KEYS:,} numbers for keys")
 
 
 def _checked_key(key):
@@ -385,7 +413,7 @@ BUILDERS: dict[str, Callable] = {
     },
     **{
         f"{module}.{make.__name__}": lambda values=(), make=make: _sequence(
-            lambda items: make(map(_checked_key, items)), values
+            lambda items: make(_put({}, [part for item in items for part in (item, None)])), values
         )
         for module in ("builtins", "__builtin__")
         for make in (set, frozenset)

@@ -20,6 +20,7 @@ from projects.SegFormer.model_utils.weight_files import (
     LIBAI_FOLDER,
     SETTINGS_FILE,
     open_weights,
+    told_by_file,
 )
 from projects.SegFormer.modeling.bounds import MODEL_SETTINGS, PARAMETERS_BEYOND_WEIGHTS
 from projects.SegFormer.modeling.errors import InputError
@@ -90,8 +91,8 @@ class SegFLoader:
         if self.ignore_mismatched_head and "num_classes" in self.libai_cfg:
             stored.pop("num_classes", None)
         self.libai_cfg = {**self.libai_cfg, **stored, **self.settings}
-        on_rank_0(lambda: check_size(self.libai_cfg, self.opened[0], self.path))
         try:
+            on_rank_0(lambda: check_size(self.libai_cfg, self.opened[0]))
             model = self.model(**model_arguments(self.model, self.libai_cfg))
         except InputError as error:
             raise InputError(f"the config of {self.path}: {error}") from error
@@ -106,7 +107,7 @@ class SegFLoader:
         return model.eval()
 
 
-def check_size(settings, state: LazyState, source: str) -> None:
+def check_size(settings, state: LazyState) -> None:
     """Raises InputError for settings of a far larger model than the weights in `state` are of.
 
     To build it only to find that they do not fit would take its memory, and minutes.
@@ -116,8 +117,8 @@ def check_size(settings, state: LazyState, source: str) -> None:
     stored = sum(map(prod, state.shapes.values()))
     if here > max(2 * stored, PARAMETERS_BEYOND_WEIGHTS):
         raise InputError(
-            f"the config that came with {source} is of a model with {here:,} parameters, the "
-            f"weights are {stored:,} numbers: they do not belong together"
+            f"it is of a model with {here:,} parameters, the weights are {stored:,} numbers: they do "
+            "not belong together"
         )
 
 
@@ -127,8 +128,15 @@ def open_in_any_format(path: str) -> tuple[LazyState, KeyFormat]:
     Raises InputError when they cannot be read or are in no known format.
     """
     stored = open_weights(path)
-    key_format = find_format(stored.shapes, path)
-    return lazily_here(stored, key_format), key_format
+    with told_by_file(path):
+        key_format = find_format(stored.shapes, path)
+        here = lazily_here(stored, key_format)
+
+    def read():
+        with told_by_file(path):
+            yield from here.read()
+
+    return LazyState(here.shapes, read), key_format
 
 
 def fill_model(model, path: str, *, only: str = "", strict: bool = True) -> None:

@@ -9,6 +9,7 @@ import collections
 import io
 import os
 import pickle
+import reprlib
 import struct
 import zipfile
 from dataclasses import dataclass
@@ -16,10 +17,10 @@ from math import prod
 
 import numpy as np
 
+from projects.SegFormer.model_utils.lazy_state import is_shape
 from projects.SegFormer.model_utils.safe_pickle import Record, load_pickle
 from projects.SegFormer.modeling.bounds import (
     PICKLE_BYTES,
-    TENSOR_AXES,
     TENSOR_BYTES_OF_A_FILE,
     TENSORS,
 )
@@ -119,10 +120,10 @@ def _load_zip(file: str):
             )
         if "data.pkl" not in names:
             raise InputError("it is a zip archive without PyTorch's data.pkl; unpack it first")
-        if "byteorder" in names and archive.read(names["byteorder"]) != b"little":
+        if "byteorder" in names and _start(archive, names["byteorder"], 10) != b"little":
             raise InputError(BIG_ENDIAN)
         content = _Content(file)
-        pickled = archive.open(names["data.pkl"]).read(PICKLE_BYTES + 1)
+        pickled = _start(archive, names["data.pkl"], PICKLE_BYTES + 1)
         value = content.load(io.BytesIO(pickled))
         for key, storage in content.storages.items():
             entry = archive.getinfo(names[f"data/{key}"])
@@ -132,6 +133,14 @@ def _load_zip(file: str):
             _check_crc(archive, entry)
             storage.start = _data_start(archive, entry)
     return value
+
+
+def _start(archive: zipfile.ZipFile, name: str, size: int) -> bytes:
+    """So many bytes of an entry. zipfile unpacks others than deflated ones without a bound."""
+    if archive.getinfo(name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise InputError(f"{name} in it is packed in an unusual way: unzip it and zip it again")
+    with archive.open(name) as stream:
+        return stream.read(size)
 
 
 def _check_crc(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
@@ -196,10 +205,10 @@ class _Content:
         """From ("storage", class, key, device, number of elements, of a view None)."""
         word, kind, key, _, size, *view = reference
         kind = kind.name.rpartition(".")[2].removesuffix("Storage")
-        if word != "storage" or kind not in STORAGE_DTYPES or any(part for part in view):
-            raise InputError(f"it has a {word} of class {kind}; expected one of numbers")
-        if not isinstance(key, str) or not _is_count(size):
-            raise InputError(f"it has a storage {key!r} of {size!r} elements")
+        if not isinstance(word, str) or word != "storage" or kind not in STORAGE_DTYPES:
+            raise InputError(f"it has a storage of class {kind}; expected one of numbers")
+        if not isinstance(key, str) or not is_shape([size]) or any(map(bool, view)):
+            raise InputError(f"it has a storage of {reprlib.repr(size)} elements")
         storage = self.storages.setdefault(key, Storage(kind, size))
         if (storage.kind, storage.size) != (kind, size):
             raise InputError(f"its storage {key} is described in two ways")
@@ -208,18 +217,14 @@ class _Content:
     def _tensor(self, storage: Storage, offset, shape, stride, *_) -> StoredTensor:
         if not isinstance(storage, Storage):
             raise InputError("it has a tensor without a storage")
-        numbers = (offset, *shape, *stride)
-        if (
-            len(shape) != len(stride)
-            or len(shape) > TENSOR_AXES
-            or not all(map(_is_count, numbers))
-        ):
-            raise InputError(f"it has a tensor of shape {shape}, strides {stride}, at {offset}")
+        are_counts = is_shape(shape) and all(is_shape([step]) for step in (offset, *stride))
+        if not are_counts or len(shape) != len(stride):
+            raise InputError(f"it has a tensor of shape {reprlib.repr(shape)}")
         tensor = StoredTensor(self.file, storage, offset, tuple(shape), tuple(stride))
         if offset + tensor.span > storage.size or prod(shape) > storage.size:
             raise InputError(f"it has a tensor of shape {shape} in {storage.size} elements")
         self._tensors += 1
-        self._left -= tensor.span * storage.dtype.itemsize
+        self._left -= max(tensor.span, prod(shape)) * storage.dtype.itemsize
         if self._left < 0 or self._tensors > TENSORS:
             raise InputError("its tensors are more than the file can hold")
         return tensor
@@ -231,10 +236,6 @@ class _Content:
         ):
             raise InputError("it has a tensor of an unknown kind")
         return self._tensor(*arguments)
-
-
-def _is_count(value) -> bool:
-    return type(value) is int and 0 <= value < 2**48
 
 
 # ---- Writing ------------------------------------------------------------------------------------

@@ -2,14 +2,16 @@
 
 import json
 import os
+import reprlib
 from contextlib import contextmanager
 
 import numpy as np
 
-from projects.SegFormer.model_utils.lazy_state import LazyState
+from projects.SegFormer.model_utils.lazy_state import LazyState, is_shape
 from projects.SegFormer.model_utils.oneflow_folders import load_oneflow
 from projects.SegFormer.model_utils.safe_pickle import Array, Refused
 from projects.SegFormer.model_utils.torch_files import StoredTensor, load_torch
+from projects.SegFormer.modeling.bounds import HEADER_BYTES, TENSORS
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.files import read_json, reason
 
@@ -88,7 +90,7 @@ def open_weights(path: str) -> LazyState:
     states = {}
     shapes: dict[str, tuple] = {}
     for file in find_weight_files(path):
-        with _told_by_file(file):
+        with told_by_file(file):
             states[file] = _open_file(file)
         twice = sorted(shapes.keys() & states[file].shapes.keys())
         if twice:
@@ -97,7 +99,7 @@ def open_weights(path: str) -> LazyState:
 
     def read():
         for file, state in states.items():
-            with _told_by_file(file):
+            with told_by_file(file):
                 for key, value in state.read():
                     is_float = np.issubdtype(value.dtype, np.floating)
                     yield key, value.astype(np.float32, copy=False) if is_float else value
@@ -115,14 +117,14 @@ def read_meta(path: str) -> dict:
     files = find_weight_files(path)
     if len(files) > 1 or os.path.isdir(files[0]) or files[0].endswith(".safetensors"):
         return {}
-    with _told_by_file(files[0]):
+    with told_by_file(files[0]):
         content = load_torch(files[0])
     meta = content.get("meta") if isinstance(content, dict) else None
     return meta if isinstance(meta, dict) else {}
 
 
 @contextmanager
-def _told_by_file(file: str):
+def told_by_file(file: str):
     """Whatever goes wrong within is an InputError that names the file."""
     try:
         yield
@@ -159,16 +161,24 @@ def _open_safetensors(file: str) -> LazyState:
     """
     from safetensors import SafetensorError, safe_open
 
+    with open(file, "rb") as stream:
+        header_size = int.from_bytes(stream.read(8), "little")
+        if HEADER_BYTES < header_size < os.path.getsize(file):
+            raise InputError(f"its header has {header_size:,} bytes, more than {HEADER_BYTES:,}")
     try:
         with safe_open(file, "numpy"), open(file, "rb") as stream:
-            header_size = int.from_bytes(stream.read(8), "little")
+            stream.seek(8)
             entries = json.loads(stream.read(header_size))
     except SafetensorError as error:
         raise InputError(
             f"{file} is no whole safetensors file ({error}): download it again"
         ) from error
     entries.pop("__metadata__", None)
+    if len(entries) > TENSORS:
+        raise InputError(f"it has {len(entries):,} tensors, more than {TENSORS:,}")
     for key, entry in entries.items():
+        if not is_shape(entry["shape"]):
+            raise InputError(f"{key} in it is of shape {reprlib.repr(entry['shape'])}")
         _check_float(file, key, entry["dtype"], entry["dtype"] in SAFETENSORS_FLOATS)
 
     def read():

@@ -13,7 +13,9 @@ JSON_BYTES = 32 * MIB  # the index of a thousand shards has 1
 YAML_BYTES = MIB // 2  # the config of an ImageNet training has 0.03
 YAML_VALUES = 50_000  # with each anchor written out where it is used
 YAML_REFERENCES = 1_000
-TABLE_BYTES = 64 * MIB  # lists of images, of classes, solutions as CSV
+TABLE_BYTES = 64 * MIB  # .mat files, unpacked too
+LIST_BYTES = 8 * MIB  # lists of images, solutions as CSV; ImageNet's has 3
+HEADER_BYTES = 16 * MIB  # of safetensors; B5's has 0.1
 IMAGE_BYTES = 1024 * MIB
 ONNX_BYTES = 2048 * MIB  # protobuf's own limit
 
@@ -21,9 +23,10 @@ NESTING = 50  # containers in containers, of JSON and pickles
 
 # Pickles, in torch files and in LiBai's folders; tensors lie outside of them.
 PICKLE_BYTES = 64 * MIB
-PICKLE_STEPS = 3_000_000  # opcodes
-TENSORS = 200_000
+PICKLE_STEPS = 1_000_000  # opcodes; B5 with its optimizer has 0.1 million
+TENSORS = 20_000  # B5 with its optimizer has 3,200
 TENSOR_AXES = 16
+TENSOR_ELEMENTS = 2**40
 # How often the tensors of a file, all together, may read over its bytes: shared weights do.
 TENSOR_BYTES_OF_A_FILE = 4
 

@@ -29,7 +29,7 @@ def read_bytes(path: str | Path, at_most: int) -> bytes:
                     f"{path} has {status.st_size:,} bytes: files of its kind are read up to "
                     f"{at_most:,}"
                 )
-            return file.read(at_most + 1)[:at_most]
+            return file.read(min(status.st_size, at_most) + 1)[:at_most]
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte
         if isinstance(error, InputError):
             raise
@@ -55,26 +55,25 @@ def read_json(path: str | Path, *names: str) -> dict:
 
 
 def check_nesting(value, at_most: int) -> None:
-    """Raises InputError for more than `at_most` dicts and lists in `value`, or some too deep in it.
+    """Raises InputError for more than `at_most` values in `value`, or some too deep in it.
 
     Whoever walks through it is safe then: a list that holds another twice, which holds another
     twice, is short in a file and long to walk through.
     """
-    level, count = [value], 0
+    containers = (dict, list, tuple, set, frozenset)
+    level, count = [value] if isinstance(value, containers) else [], 0
     for _ in range(NESTING):
-        level = [
-            part
-            for container in level
-            if isinstance(container, (dict, list, tuple))
-            for part in (container.values() if isinstance(container, dict) else container)
-            if isinstance(part, (dict, list, tuple))
-        ]
-        count += len(level)
-        if not level:
+        below = []
+        for container in level:
+            count += len(container)
+            if count > at_most:
+                raise InputError("its values hold each other too often")
+            parts = container.values() if isinstance(container, dict) else container
+            below += [part for part in parts if isinstance(part, containers)]
+        if not below:
             return
-        if count > at_most:
-            break
-    raise InputError(f"its values are nested too often, or more than {NESTING} deep")
+        level = below
+    raise InputError(f"its values are nested more than {NESTING} deep")
 
 
 def write_whole(path: str | Path, data: bytes) -> None:

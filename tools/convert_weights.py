@@ -253,7 +253,7 @@ def sizes_of(state: dict) -> dict:
         classes, decoder_hidden_size = shape_of("head.linear_pred.weight")[:2]
     except InputError:
         raise
-    except (IndexError, ValueError) as error:
+    except (IndexError, TypeError, ValueError, ZeroDivisionError) as error:
         raise InputError("the shapes of its tensors are not a SegFormer's") from error
     return settings | dict(num_classes=classes, decoder_hidden_size=decoder_hidden_size)
 
@@ -273,7 +273,7 @@ def check(state: dict, settings: dict, source: str) -> None:
     one_rank = {**train["dist"], "pipeline_num_layers": 10_000}
     dist.setup_dist_util(OmegaConf.create(one_rank))
     model = MODELS[architecture_of(state)]
-    check_size(settings, LazyState.of(state), source)
+    check_size(settings, LazyState.of(state))
     load_state(model(**model_arguments(model, settings)), lambda: LazyState.of(state), source)
 
 

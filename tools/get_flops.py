@@ -39,8 +39,14 @@ def model_settings(file: str, overrides: list[str]) -> DictConfig:
     Raises InputError for a config that cannot be read, and for a setting that the model lacks.
     """
     model = _model_of_file(file, overrides) or load_config(file, overrides).model
-    model["_target_"].from_config(model.cfg)
-    check_settings(model.cfg)
+    model_class = model.get("_target_")
+    if not hasattr(model_class, "from_config"):
+        raise InputError(f"{file} has no model of this project: expected its class as _target_")
+    try:
+        model_class.from_config(model.cfg)
+        check_settings(model.cfg)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
     return model.cfg
 
 

@@ -8,6 +8,8 @@ reads the one file that a seed makes, with the stack trace of what goes wrong.
 import projects.SegFormer.engine.process  # noqa: F401
 
 import json
+import logging
+import logging.handlers
 import os
 import random
 import re
@@ -26,8 +28,6 @@ import cv2
 import numpy as np
 from PIL import Image
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
-
 from contained import MEMORY, attempt, limit, peak_memory
 from projects.SegFormer.dataset.classification import ImageNet
 from projects.SegFormer.dataset.coco_stuff import _read_mat
@@ -39,6 +39,7 @@ from projects.SegFormer.engine.writers import _drop_later_lines
 from projects.SegFormer.evaluation.onnx_model import OnnxModel
 from projects.SegFormer.model_utils.segf_loader import load_weights, open_in_any_format
 from projects.SegFormer.model_utils.weight_files import read_meta
+from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.segformer_model import SegformerForSemanticSegmentation
 from projects.SegFormer.tools.analyze import draw, read_metrics, summary
 from projects.SegFormer.tools.convert_weights import main as convert
@@ -102,6 +103,19 @@ def resume(path: Path) -> None:
     training(checkpoint.parent).load_training_state(str(checkpoint))
 
 
+def find_checkpoint(path: Path) -> None:
+    """Raises the line of the log with which a checkpoint is passed over."""
+    handler = logging.handlers.BufferingHandler(1000)
+    logger = logging.getLogger("libai.projects.SegFormer.engine.checkpoint")
+    logger.addHandler(handler)
+    try:
+        found = last_checkpoint(str(path.parent.parent))
+    finally:
+        logger.removeHandler(handler)
+    if found is None:
+        raise InputError("; ".join(record.getMessage() for record in handler.buffer))
+
+
 def read_yaml(path: Path) -> None:
     model_settings(str(path), [])
     classes_and_palette(load_config(str(path)).dataloader.test[0].dataset)
@@ -163,7 +177,7 @@ KINDS: dict[str, Kind] = {
     "config.yaml": Kind(["config.yaml"], read_yaml, is_text=True),
     "checkpoint.json": Kind(
         ["run/model_0000001/checkpoint.json"],
-        lambda path: last_checkpoint(str(path.parent.parent)),
+        find_checkpoint,
         "run",
         is_text=True,
     ),
@@ -187,7 +201,7 @@ KINDS: dict[str, Kind] = {
 }  # fmt: skip
 
 
-# ---- The originals ----------------------------------------------------------------------------------
+# ---- The originals ------------------------------------------------------------------------------
 
 
 def make_originals(folder: Path) -> None:
@@ -300,7 +314,7 @@ def _make_pictures(folder: Path) -> None:
     savemat(folder / "packed.mat", {"names": ["a"], "S": label}, do_compression=True)
 
 
-# ---- Damage -----------------------------------------------------------------------------------------
+# ---- Damage -------------------------------------------------------------------------------------
 
 NUMBERS = [
     0,
@@ -318,9 +332,10 @@ NUMBERS = [
 ]
 WORDS = [
     *("Infinity", "-Infinity", "NaN", "1e999", "-1", "0", "1.5", "9" * 30, "9" * 5000, "null"),
-    *("true", "[]", "{}", '""', '"\\u0000"', '"\\ud800"', "[" * 50, "{" * 50, '"../x"', "~", "${x}"),
-    *("&a ", "*a", "<<", "!!set", "!!omap", "!!python/name:os.system", "${oc.env:HOME}", "_target_"),
-    *("os.system", "2001-01-01", "0x10", "1:2:3", ",", ":", "\n", "\t", '"', "'", "\u2028", "\0"),
+    *("true", "[]", "{}", '""', '"\\u0000"', '"\\ud800"', "[" * 50, "{" * 50, '"../x"', "~"),
+    *("&a ", "*a", "<<", "!!set", "!!omap", "!!python/name:os.system", "${oc.env:HOME}"),
+    *("_target_", "${x}", "os.system"),
+    *("2001-01-01", "0x10", "1:2:3", ",", ":", "\n", "\t", '"', "'", "\u2028", "\0"),
 ]  # fmt: skip
 TOKEN = re.compile(rb'"[^"\n]*"|[\w.+-]+|\s+|.', re.DOTALL)
 
@@ -388,7 +403,7 @@ def _word(data, _, rng):
     return b"".join(tokens)
 
 
-# ---- Running ----------------------------------------------------------------------------------------
+# ---- Running ------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -411,9 +426,10 @@ def prepare(name: str, seed: int, originals: Path, folder: Path) -> Path:
     found = sorted(originals.glob(rng.choice(kind.files)), key=lambda file: (len(str(file)), file))
     chosen = rng.choice(found).relative_to(originals)
     if kind.whole:
-        shutil.copytree(originals / kind.whole, folder / kind.whole)
+        shutil.copytree(originals / kind.whole, folder / kind.whole, copy_function=os.link)
     path = folder / chosen
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # or the original would be damaged
     others = [(originals / "config.yaml").read_bytes(), *(file.read_bytes() for file in found)]
     path.write_bytes(damaged((originals / chosen).read_bytes(), others, kind.is_text, rng))
     return path
@@ -436,7 +452,7 @@ def work(name: str, first: int, count: int, originals: Path, folder: Path, strea
         stream.write(json.dumps(line) + "\n")
         stream.flush()
 
-    limit(MEMORY)
+    limit(2 * MEMORY)
     for seed in range(first, first + count):
         say("at", seed)
         path = prepare(name, seed, originals, folder)

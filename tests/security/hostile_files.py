@@ -10,7 +10,7 @@ import numpy as np
 
 from projects.SegFormer.model_utils.torch_files import LEGACY_MAGIC
 
-# ---- Pickles, by their opcodes ------------------------------------------------------------------
+# ---- Pickles, by their opcodes --------------------------------------------------------------
 
 
 def text(value: str) -> bytes:
@@ -76,11 +76,11 @@ def finished(body: bytes) -> bytes:
     return b"\x80\x02" + body + b"."
 
 
-# ---- Torch files --------------------------------------------------------------------------------
+# ---- Torch files ----------------------------------------------------------------------------
 
 
 def write_zip(path: Path, body: bytes, storages: dict[str, bytes] | None = None, **entries) -> Path:
-    """A file of torch.save whose pickle is `body`; `entries` stand beside, as (data, how packed)."""
+    """A file of torch.save whose pickle is `body`; `entries` are (data, how packed) by name."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", finished(body))
         for key, data in (storages or {}).items():
@@ -121,7 +121,7 @@ def write_variable(folder: Path, name: str, values: np.ndarray, meta: str | None
     (folder / name / "meta").write_text(meta)
 
 
-# ---- Others -------------------------------------------------------------------------------------
+# ---- Others ---------------------------------------------------------------------------------
 
 
 def write_safetensors(path: Path, header: dict | bytes, data: bytes = b"") -> Path:

@@ -23,7 +23,9 @@ CODE = {
     "module": "x: !!python/module:os",
     "tuple of apply": "x: !!python/tuple [!!python/object/apply:os.system [touch MARKER]]",
     "whole tag": "x: !<tag:yaml.org,2002:python/object/apply:os.system> [touch MARKER]",
-    "tag by a handle": "%TAG !p! tag:yaml.org,2002:python/\n---\nx: !p!object/apply:os.system [true]",
+    "tag by a handle": (
+        "%TAG !p! tag:yaml.org,2002:python/\n---\nx: !p!object/apply:os.system [touch MARKER]"
+    ),
     "key": "? !!python/object/apply:os.system [touch MARKER]\n: 1",
     "state": (
         "x: !!python/object/new:type {args: [T, !!python/tuple [], {}], state: {a: 1},"
@@ -151,14 +153,43 @@ def test_little_memory_and_time(tmp_path, attack):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\0", b"a: \xff\xfe", b"[1]", b"a", b"- a", b"~", b"1: 2", b"? [a]\n: 1", b"&a a: 1\n*a : 2",
-     b"%YAML 9.9\n---\na: 1", b"a: 2001-99-99", b"a: !!int x", b"a: !!float ''", b"a: !!binary '\xc3\xa9'",
-     b"train: 1\nmodel: 2\ndataloader: 3\noptim: 4\ngraph: 5", b"a.b: 1\na: {b: 2}", b"a: '${'",
-     b"train: {}\nmodel: 2\ndataloader: {}\noptim: {}\ngraph: {}\ncfg: {a: 1}", b"a: ${b.c}\nb: 1",
-     b"train: []\nmodel: []\ndataloader: []\noptim: []\ngraph: []\ncfg: []", b"a: !!set {[a]}",
-     b"<<: 1", b"<<: [1]", b"a: {<<: [*b]}", b"a: '${.b}'", b"a: '${..b}'", b"a: '???'", b"!!set {a, b}",
-     b"!!omap [a: 1]", b"!!pairs [a: 1]", b"\xff\xfea\0:\0 \x001\0", b"a: \"\\ud800\"", b"a: !x 1"],
-)  # fmt: skip
+    [
+        b"",
+        b"\x00",
+        b"a: \xff\xfe",
+        b"[1]",
+        b"a",
+        b"- a",
+        b"~",
+        b"1: 2",
+        b"? [a]\n: 1",
+        b"&a a: 1\n*a : 2",
+        b"%YAML 9.9\n---\na: 1",
+        b"a: 2001-99-99",
+        b"a: !!int x",
+        b"a: !!float ''",
+        b"a: !!binary '\xc3\xa9'",
+        b"train: 1\nmodel: 2\ndataloader: 3\noptim: 4\ngraph: 5",
+        b"a.b: 1\na: {b: 2}",
+        b"a: '${'",
+        b"train: {}\nmodel: 2\ndataloader: {}\noptim: {}\ngraph: {}\ncfg: {a: 1}",
+        b"a: ${b.c}\nb: 1",
+        b"train: []\nmodel: []\ndataloader: []\noptim: []\ngraph: []\ncfg: []",
+        b"a: !!set {[a]}",
+        b"<<: 1",
+        b"<<: [1]",
+        b"a: {<<: [*b]}",
+        b"a: '${.b}'",
+        b"a: '${..b}'",
+        b"a: '???'",
+        b"!!set {a, b}",
+        b"!!omap [a: 1]",
+        b"!!pairs [a: 1]",
+        b"\xff\xfea\x00:\x00 \x001\x00",
+        b'a: "\\ud800"',
+        b"a: !x 1",
+    ],
+)
 def test_what_is_no_config(tmp_path, content):
     file = tmp_path / "config.yaml"
     file.write_bytes(content)

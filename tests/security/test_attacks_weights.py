@@ -88,7 +88,7 @@ def read(path: Path) -> dict:
     return dict(open_in_any_format(str(path))[0].read())
 
 
-# ---- TorchScript ----------------------------------------------------------------------------------
+# ---- TorchScript ------------------------------------------------------------------------------
 
 
 class Writes(torch.nn.Module):
@@ -186,7 +186,7 @@ def test_torchscript_under_other_names(script, tmp_path):
     assert not marker.exists()
 
 
-# ---- Archives ---------------------------------------------------------------------------------------
+# ---- Archives -----------------------------------------------------------------------------------
 
 
 def test_names_in_an_archive_lead_nowhere(tmp_path):
@@ -228,7 +228,7 @@ def test_a_tensor_of_a_legacy_file_stays_in_it(tmp_path):
         refused(lambda: read(file), file)
 
 
-# ---- Folders ----------------------------------------------------------------------------------------
+# ---- Folders ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_pipes_as_weights(originals, tmp_path):
             assert outcome.kind == "refused" and str(folder) in outcome.text, outcome
 
 
-# ---- safetensors ------------------------------------------------------------------------------------
+# ---- safetensors --------------------------------------------------------------------------------
 
 F32 = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 KEY = "segformer.encoder.layer_norm.0.weight"
@@ -348,7 +348,7 @@ def test_a_header_of_a_hundred_million_bytes(tmp_path):
     assert outcome.peak < MEMORY
 
 
-# ---- Settings ---------------------------------------------------------------------------------------
+# ---- Settings -----------------------------------------------------------------------------------
 
 HUGE = "9" * 5000
 VALUES = {

@@ -7,7 +7,6 @@ import pytest
 from fuzzing import KINDS, fuzz
 
 from conftest import run_tool
-
 from contained import MEMORY
 
 
