@@ -27,7 +27,7 @@ class OnnxModel(nn.Module):
 
     def __init__(self, source: str | bytes, ignore_index: int = 255):
         super().__init__()
-        self.session = open_session(source)
+        self.session, self.name = open_session(source), _name(source)
         self.ignore_index = ignore_index
         outputs = {output.name: output for output in self.session.get_outputs()}
         if LABELS in outputs:
@@ -45,7 +45,10 @@ class OnnxModel(nn.Module):
         self.num_classes = outputs[LOGITS].shape[1]
 
     def forward(self, images: flow.Tensor) -> dict[str, flow.Tensor]:
-        (logits,) = self.session.run([LOGITS], {IMAGES: images.numpy()})
+        try:
+            (logits,) = self.session.run([LOGITS], {IMAGES: images.numpy()})
+        except Exception as error:  # ONNX Runtime's have no common class
+            raise InputError(f"{self.name}: ONNX Runtime cannot run it: {reason(error)}") from error
         return {"prediction_scores": to_input(flow.from_numpy(logits))}
 
 
@@ -65,9 +68,7 @@ def open_session(source: str | bytes):
     else:
         name = "the graph"
     if source[4:8] == b"ORTM":
-        raise InputError(
-            f"{name} is in ONNX Runtime's own format: expected a .onnx of tools/export.py"
-        )
+        raise InputError(f"{name} is in ONNX Runtime's own format: expected one of tools/export.py")
     try:
         _check_graph(onnx.ModelProto.FromString(source), name)
         return onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
@@ -92,7 +93,15 @@ def _check_graph(proto: onnx.ModelProto, name: str) -> None:
         constant.add(tensor.name)
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
             raise InputError(f"{name} is refused: the values of {tensor.name} are in another file")
+    shapes = set()
     for node in proto.graph.node:
+        if node.op_type == "Shape":
+            shapes.update(node.output)
+        # Sizes are made of those of images and maps: others could be of any number.
+        if node.op_type == "Concat" and not (shapes | constant).issuperset(node.input):
+            raise InputError(f"{name} is not a model of tools/export.py: {node.name} joins maps")
+        if node.op_type == "Resize" and (len(node.input) < 4 or node.input[3] in constant):
+            raise InputError(f"{name} is not a model of tools/export.py: {node.name} has a scale")
         is_known = node.op_type in OPERATORS and not node.domain
         is_computed = not constant.issuperset(node.input) or node.op_type == "DequantizeLinear"
         if not is_known or not is_computed or proto.functions or proto.graph.sparse_initializer:

@@ -64,7 +64,7 @@ from projects.SegFormer.modeling.segformer_model import (
     SegformerForImageClassification,
     SegformerForSemanticSegmentation,
 )
-from projects.SegFormer.modeling.settings import check_settings
+from projects.SegFormer.modeling.settings import STAGE_SETTINGS, check_settings
 from projects.SegFormer.tools.predict import classes_and_palette, mean_and_std
 
 MODELS = dict(
@@ -163,6 +163,9 @@ def describe(source: str, config: str | None, state: dict, eps: tuple | None) ->
             "--config configs/... or the config.yaml in its train.output_dir"
         )
     model.settings |= dict(zip(EPS_NAMES, eps or ()))
+    missing = {"num_classes", *STAGE_SETTINGS, *EPS_NAMES} - model.settings.keys()
+    if missing:
+        raise InputError(f"what is written down with it lacks {', '.join(sorted(missing))}")
     check_settings(model.settings)
     count = model.settings["num_classes"]
     if len(model.classes) != count:

@@ -247,7 +247,6 @@ GRAPHS = {
     "one axis": lambda: graph([relu()], outputs=[(LOGITS, ("n",))]),
     "no nodes": lambda: graph([]),
     "empty nodes": lambda: b"\x08\x08" + message(0x3A, b"\x0a\0" * 8_000_000),
-    "empty tensors": lambda: b"\x08\x08" + message(0x3A, b"\x2a\0" * 8_000_000),
     "empty outputs": lambda: b"\x08\x08" + message(0x3A, b"\x62\0" * 8_000_000),
     "empty metadata": lambda: b"\x08\x08" + b"\x72\0" * 8_000_000,
     "nothing": lambda: b"",
