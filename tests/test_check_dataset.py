@@ -19,7 +19,7 @@ from projects.SegFormer.dataset.classification import ClassificationFolder
 from projects.SegFormer.dataset.folder import SegmentationFolder, distinct_palette
 from projects.SegFormer.dataset.inspection import Inspection, images_in_both, inspect
 from projects.SegFormer.dataset.transforms import Normalize, RandomFlip
-from projects.SegFormer.modeling.errors import InputError
+from projects.SegFormer.modeling.errors import InputError, printable
 from projects.SegFormer.tools import check_dataset
 from projects.SegFormer.tools.check_dataset import (
     draw_sheet,
@@ -498,7 +498,7 @@ def test_names_are_bytes_and_files_are_data(copied, tmp_path):
     errors = report["errors"]
     assert [error for error in errors if "annotations/train/05.png holds PostScript" in error]
     assert [error for error in errors if "images/train/06.png holds PostScript" in error]
-    assert [error for error in errors if f"{odd}.png: damaged" in error]
+    assert [error for error in errors if f"{printable(odd)}.png: damaged" in error]
     assert report["data"]["training data"]["labels"] == 10
     assert report["data"]["test data"]["labels"] == 5
     assert "augmented training samples: " in process.stdout

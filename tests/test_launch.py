@@ -34,7 +34,7 @@ def port() -> int:
 
 def sleepers(mark: str) -> list[int]:
     """Processes that sleep as long as `mark` says."""
-    found = subprocess.run(["pgrep", "-f", f"sleep {mark}"], capture_output=True, text=True)
+    found = subprocess.run(["pgrep", "-fx", f"sleep {mark}"], capture_output=True, text=True)
     return [int(word) for word in found.stdout.split()]
 
 
