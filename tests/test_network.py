@@ -13,6 +13,8 @@ import pytest
 
 from conftest import wait_until
 
+pytestmark = pytest.mark.slow
+
 FIRST, SECOND = "10.77.0.1", "10.77.0.2"
 ELSEWHERE = "10.78.0.1"  # another address of the first host, on the same cable
 PORT = 12345

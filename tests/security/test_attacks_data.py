@@ -18,6 +18,8 @@ from projects.SegFormer.dataset.matlab_files import read_matrix
 from projects.SegFormer.evaluation.onnx_model import OnnxModel
 from projects.SegFormer.modeling.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 # ---- Images -------------------------------------------------------------------------------------
 
 READERS = {"image": read_image, "label": read_label, "size": image_size}

@@ -9,6 +9,8 @@ from fuzzing import KINDS, fuzz
 from conftest import run_tool
 from contained import MEMORY
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory):
