@@ -61,12 +61,11 @@ def open_session(source: str | bytes):
             f"ONNX Runtime cannot be imported ({error}): run bash tools/setup.sh, or leave out "
             "--engine onnx"
         ) from error
+    name = _name(source)
     if isinstance(source, str):
         if not os.path.isfile(source):
             raise InputError(f"no file {source}: expected a model.onnx that tools/export.py wrote")
-        name, source = source, read_bytes(source, ONNX_BYTES)
-    else:
-        name = "the graph"
+        source = read_bytes(source, ONNX_BYTES)
     if source[4:8] == b"ORTM":
         raise InputError(f"{name} is in ONNX Runtime's own format: expected one of tools/export.py")
     try:
@@ -84,8 +83,8 @@ def _check_graph(proto: onnx.ModelProto, name: str) -> None:
     """
     constant = {""}  # an input that is left out
     for value in proto.graph.input:
-        sizes = value.type.tensor_type.shape.dim
-        if any(sizes[axis].HasField("dim_value") for axis in (0, 2, 3) if axis < len(sizes)):
+        axes = value.type.tensor_type.shape.dim
+        if any(axes[axis].HasField("dim_value") for axis in (0, 2, 3) if axis < len(axes)):
             raise InputError(
                 f"{name} is not a model of tools/export.py: {value.name} has fixed sizes"
             )
@@ -93,12 +92,12 @@ def _check_graph(proto: onnx.ModelProto, name: str) -> None:
         constant.add(tensor.name)
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
             raise InputError(f"{name} is refused: the values of {tensor.name} are in another file")
-    shapes = set()
+    sizes = set(constant)
     for node in proto.graph.node:
         if node.op_type == "Shape":
-            shapes.update(node.output)
+            sizes.update(node.output)
         # Sizes are made of those of images and maps: others could be of any number.
-        if node.op_type == "Concat" and not (shapes | constant).issuperset(node.input):
+        if node.op_type == "Concat" and not sizes.issuperset(node.input):
             raise InputError(f"{name} is not a model of tools/export.py: {node.name} joins maps")
         if node.op_type == "Resize" and (len(node.input) < 4 or node.input[3] in constant):
             raise InputError(f"{name} is not a model of tools/export.py: {node.name} has a scale")
