@@ -213,6 +213,7 @@ def start_two_machines(start, folder_data: Path, output: Path, *more: str) -> li
     with socket.socket() as probe:
         probe.bind(("", 0))
         address = dict(NODE="2", ADDR="127.0.0.1", PORT=str(probe.getsockname()[1]))
+    address["SEGFORMER_TOKEN"] = "2f0a7c5e"
     return [
         start_training(start, folder_data, output, 1, *more, **address, NODE_RANK=node)
         for node in ("0", "1")
