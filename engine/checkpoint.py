@@ -46,6 +46,8 @@ class Checkpointer(LiBaiCheckpointer):
         """
         state = {"model": self.model.state_dict()}
         state |= {key: value.state_dict() for key, value in self.checkpointables.items()}
+        if "optimizer" in state:
+            state["optimizer"]["names"] = self._names(self.checkpointables["optimizer"])
         # A graph's state is the optimizer's and the step, and under "model" the weights again.
         state.get("graph", {}).pop("model", None)
         state = {key: _map_tensors(value, whole) for key, value in state.items()}
@@ -81,9 +83,19 @@ class Checkpointer(LiBaiCheckpointer):
         shutil.rmtree(replaced, ignore_errors=True)
         logger.info(f"Saved checkpoint {folder / name}")
 
+    def _names(self, optimizer: flow.optim.Optimizer) -> list[str]:
+        """Of the model's parameters, in the order in which the optimizer's state counts them."""
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        return [names[id(p)] for group in optimizer.param_groups for p in group.parameters]
+
     def load_training_state(self, path: str) -> None:
-        """Take model, optimizer, schedule and averaged weights from the checkpoint at `path`."""
+        """Take what was learnt from the checkpoint at `path`: weights, moments, averages, the step.
+
+        Rates, schedule, weight decay and clipping are those of this training. Where the
+        checkpoint's were others, it is logged. Raises InputError for a checkpoint of another model.
+        """
         logger.info(f"Resuming from {path}")
+        changes = []
         load_state(self.model, lambda: open_weights(os.path.join(path, "model")), path)
         has_average = os.path.isdir(os.path.join(path, AVERAGE))
         if has_average and AVERAGE not in self.checkpointables:
@@ -95,14 +107,22 @@ class Checkpointer(LiBaiCheckpointer):
                 continue
             state = _load(os.path.join(path, key))
             try:
-                target.load_state_dict(state)
                 if isinstance(target, flow.optim.Optimizer):
-                    _check_moments(target)
+                    changes += _load_moments(target, self._names(target), state)
+                elif isinstance(target, flow.optim.lr_scheduler._LRScheduler):
+                    changes += _load_step(target, state)
+                else:
+                    target.load_state_dict(state)
             except Exception as error:  # of another model, or of none: it fails wherever it may
                 raise InputError(
                     f"cannot resume from {path}: its {key} is not that of this training: "
                     f"{reason(error)}"
                 ) from error
+        if changes:
+            logger.warning(
+                f"{path} was trained with other settings; those of the config count from here on: "
+                + ", ".join(dict.fromkeys(changes))
+            )
 
 
 def checkpoint_to_resume(folder: str) -> tuple[str, int] | None:
@@ -174,13 +194,63 @@ def _load(path: str):
     return _restored(load_oneflow(path))
 
 
-def _check_moments(optimizer: flow.optim.Optimizer) -> None:
-    """Raises InputError where a moment is not of its parameter's shape: OneFlow does not look."""
+def _load_step(schedule: flow.optim.lr_scheduler._LRScheduler, state: dict) -> list[str]:
+    """Bring `schedule` to the step in `state`; in what else they differ."""
+    if not is_iteration(state["last_step"]):
+        raise InputError(f"its step is {state['last_step']!r}")
+    changes = _differences(schedule.state_dict(), state, {"last_step", "_last_lr", "verbose"})
+    schedule.last_step = state["last_step"] - 1
+    schedule.step()
+    return changes
+
+
+def _load_moments(optimizer: flow.optim.Optimizer, names: list[str], state: dict) -> list[str]:
+    """Give `optimizer` the moments in `state`, by the parameters' names; in what else they differ.
+
+    Raises InputError where they do not fit: OneFlow does not look.
+    """
+    here = optimizer.state_dict()["param_groups"]
+    now = _options_by_name(here, names)
+    # A checkpoint without names is of the same groups.
+    stored = state.get("names", names)
+    then = _options_by_name(state["param_groups"], stored)
+    if then.keys() != now.keys():
+        raise InputError("it has other parameters")
+    if any((now[name].keys() ^ then[name].keys()) - {"clip_grad_norm"} for name in names):
+        raise InputError("it is of another kind of optimizer")
+    moments = dict(state["state"])
+    by_name = {name: moments.pop(index, {}) for index, name in enumerate(stored)}
+    moments |= {index: by_name[name] for index, name in enumerate(names)}
+    optimizer.load_state_dict({"state": moments, "param_groups": here})
     for group in optimizer.param_groups:
         for parameter in group.parameters:
             for name, moment in optimizer._state.get(parameter, {}).items():
                 if isinstance(moment, flow.Tensor) and moment.shape != parameter.shape:
                     raise InputError(f"{name} of {moment.shape} for weights of {parameter.shape}")
+    passing = {"lr", "bias_correction1", "bias_correction2", "fused"}
+    return [line for name in names for line in _differences(now[name], then[name], passing)]
+
+
+def _options_by_name(groups: list[dict], names: list[str]) -> dict[str, dict]:
+    """The optimizer's options for each parameter, from the groups of its state."""
+    options = [group["_options"] for group in groups for _ in group["params"]]
+    return dict(zip(names, options, strict=True))
+
+
+def _differences(now: dict, then: dict, passing: set[str]) -> list[str]:
+    """As "power 1.0 -> 2.0", also of dicts in lists; without `passing`, what each step changes."""
+    found = []
+    for name in (now.keys() | then.keys()) - passing:
+        new, old = now.get(name), then.get(name)
+        if isinstance(new, (list, tuple)) and isinstance(old, (list, tuple)):
+            new, old = list(new), list(old)
+            if any(isinstance(item, dict) for item in new):
+                pairs = zip(new, old)
+                found += [line for pair in pairs for line in _differences(*pair, passing)]
+                continue
+        if new != old:
+            found.append(f"{name} {old} -> {new}")
+    return sorted(found)
 
 
 def _restored(value):

@@ -55,14 +55,34 @@ class Regression(nn.Module):
 
 
 class Training:
-    """Steps of AdamW under the recipe's schedule, as the trainer makes them in either mode."""
+    """Steps of AdamW under the recipe's schedule, as the trainer makes them in either mode.
 
-    def __init__(self, folder: Path, mode: str = "eager", seed: int = 1):
+    Every second group has twice the rate of the one before.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        mode: str = "eager",
+        seed: int = 1,
+        max_iter: int = 10,
+        groups: tuple[str, ...] = ("",),
+        optimizer=flow.optim.AdamW,
+        **options,
+    ):
         self.model = Regression(seed)
-        self.optimizer = flow.optim.AdamW(
-            [dict(params=list(self.model.parameters()), lr=1e-2, weight_decay=0.01)]
+        options = dict(lr=1e-2, weight_decay=0.01) | options
+        self.optimizer = optimizer(
+            [
+                options
+                | dict(
+                    params=[p for name, p in self.model.named_parameters() if prefix in name],
+                    lr=options["lr"] * (index + 1),
+                )
+                for index, prefix in enumerate(groups)
+            ]
         )
-        self.schedule = warmup_poly(self.optimizer, max_iter=10, warmup_iter=2)
+        self.schedule = warmup_poly(self.optimizer, max_iter=max_iter, warmup_iter=2)
         self.graph = None
         if mode == "graph":
             self.graph = SegformerGraph(self.model, self.optimizer, self.schedule)
@@ -130,6 +150,70 @@ def test_what_is_loaded_goes_on_as_what_was_saved(tmp_path, mode):
     assert loaded.steps(4, 5, 6) == expected
     for key, value in state_of(saved.model).items():
         np.testing.assert_array_equal(state_of(loaded.model)[key], value, err_msg=key)
+
+
+def moments(training: Training) -> dict[str, np.ndarray]:
+    """The first moment of each parameter by its name."""
+    state = training.optimizer._state
+    return {name: state[p]["exp_avg"].numpy() for name, p in training.model.named_parameters()}
+
+
+CHANGES = {
+    "longer": (dict(max_iter=20), "max_decay_steps 10 -> 20"),
+    "rate": (dict(lr=0.05), "initial_lr 0.01 -> 0.05"),
+    "decay": (dict(weight_decay=0.3), "weight_decay 0.01 -> 0.3"),
+    "clipping": (dict(clip_grad_norm=0.5), "clip_grad_norm None -> 0.5"),
+    "betas": (dict(betas=(0.8, 0.9)), "betas [0.9, 0.999] -> [0.8, 0.9]"),
+    "groups": (dict(groups=("head", "body")), "initial_lr 0.01 -> 0.02"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_resume_takes_the_step_and_what_was_learnt_and_the_settings_of_the_config(
+    tmp_path, caplog, change
+):
+    saved = Training(tmp_path)
+    saved.steps(0, 1, 2, 3)
+    saved.checkpointer.save("model_0000003", 3)
+    settings, told = CHANGES[change]
+    loaded = Training(tmp_path, seed=2, **settings)
+    with log_of("checkpoint", caplog):
+        loaded.checkpointer.load_training_state(str(tmp_path / "model_0000003"))
+    (warning,) = {r.getMessage() for r in caplog.records if r.levelname == "WARNING"}
+    assert told in warning
+
+    # A training with these settings from the start, at the same step, has the same options.
+    straight = Training(tmp_path, **settings)
+    straight.steps(0, 1, 2, 3)
+    for group, expected in zip(loaded.optimizer.param_groups, straight.optimizer.param_groups):
+        passing = {"bias_correction1", "bias_correction2"}
+        assert {k: v for k, v in group.options.items() if k not in passing} == {
+            k: v for k, v in expected.options.items() if k not in passing
+        }
+    assert loaded.schedule.get_last_lr() == straight.schedule.get_last_lr()
+    expected = moments(saved)
+    for name, moment in moments(loaded).items():
+        np.testing.assert_array_equal(moment, expected[name], err_msg=name)
+    last = settings.get("max_iter", 10)
+    loaded.steps(*range(4, last))
+    assert loaded.schedule.get_last_lr() == [0.0] * len(loaded.optimizer.param_groups)
+
+
+def test_same_settings_are_not_told(tmp_path, caplog):
+    saved = Training(tmp_path, groups=("head", "body"), clip_grad_norm=1.0)
+    saved.steps(0, 1)
+    saved.checkpointer.save("model_0000001", 1)
+    with log_of("checkpoint", caplog):
+        Training(
+            tmp_path, groups=("head", "body"), clip_grad_norm=1.0
+        ).checkpointer.load_training_state(str(tmp_path / "model_0000001"))
+    assert "WARNING" not in caplog.text
+
+
+def test_checkpoint_of_another_optimizer_is_refused(tmp_path):
+    Training(tmp_path, optimizer=flow.optim.SGD).checkpointer.save("model_0000003", 3)
+    with pytest.raises(InputError, match="optimizer is not that of this training: .*another kind"):
+        Training(tmp_path).checkpointer.load_training_state(str(tmp_path / "model_0000003"))
 
 
 def test_optimizer_state_matters(tmp_path):
