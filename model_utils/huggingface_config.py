@@ -2,6 +2,8 @@
 
 import os
 
+from projects.SegFormer.model_utils.sizes import SIZES
+from projects.SegFormer.model_utils.weight_paths import how_to_get
 from projects.SegFormer.modeling.bounds import MODEL_SETTINGS
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.files import read_json
@@ -28,33 +30,63 @@ ARCHITECTURES = ("SegformerForSemanticSegmentation", "SegformerForImageClassific
 
 
 def read_config(folder: str) -> dict:
-    """The content of config.json. Raises InputError when there is none or it is no SegFormer's."""
+    """The content of config.json; segmentation_models.pytorch's as transformers would have it.
+
+    Raises InputError when there is none or it is no SegFormer's.
+    """
     file = os.path.join(folder, "config.json")
     if not os.path.isfile(file):
-        raise InputError(f"no config.json in {folder}: expected a save_pretrained folder")
+        raise InputError(
+            f"no config.json in {folder}: expected a save_pretrained folder"
+            + ("" if os.path.isdir(folder) else how_to_get(folder))
+        )
     config = read_json(file)
+    if "encoder_name" in config:
+        return _from_smp(config, file)
     kind = config.get("model_type", "segformer")
     if kind != "segformer":
         raise InputError(f"{file} is of a {kind!r} model: expected 'segformer'")
-    if config.get("hidden_act", "gelu") != "gelu":
+    if config.get("hidden_act") not in ("gelu", None):
         raise InputError(
             f"{file} has the activation {config['hidden_act']!r}: this project has gelu alone"
         )
     return config
 
 
+def _from_smp(config: dict, file: str) -> dict:
+    """What the arguments of segmentation_models.pytorch's Segformer are in transformers."""
+    name, kind = config["encoder_name"], config.get("_model_class", "Segformer")
+    size = name[-2:].upper() if isinstance(name, str) else None
+    if kind != "Segformer" or size not in SIZES or name != f"mit_{size.lower()}":
+        raise InputError(
+            f"{file} is of a {kind} with the encoder {name!r}: expected a Segformer with one of "
+            "mit_b0 to mit_b5"
+        )
+    hidden_sizes, depths = SIZES[size]
+    return dict(
+        architectures=[ARCHITECTURES[0]],
+        hidden_sizes=list(hidden_sizes),
+        depths=list(depths),
+        num_channels=config.get("in_channels"),
+        decoder_hidden_size=config.get("decoder_segmentation_channels"),
+        num_labels=1 if config.get("classes") is None else config["classes"],
+    )
+
+
 def to_settings(config: dict, source: str) -> dict:
     """The settings of a model here, from the content of config.json in `source`.
 
+    A setting that is null has its default.
     `num_encoder_blocks` cuts the lists, as in transformers. `reshape_last_stage` is the shape in
     which transformers returns the last map: it is a map here always, with the same values.
     Raises InputError for values that are not of their kind.
     """
+    config = {name: value for name, value in config.items() if value is not None}
     stages = config.get("num_encoder_blocks", 4)
     settings = {}
     for theirs, ours, default in SETTINGS:
         value = config.get(theirs, default)
-        problem = _problem(value, default, stages)
+        problem = _problem(value, default, stages, *MODEL_SETTINGS[ours])
         if problem:
             raise InputError(f"config.json of {source} has {theirs} {value!r}: expected {problem}")
         settings[ours] = list(value[:stages]) if theirs in PER_STAGE else value
@@ -62,13 +94,15 @@ def to_settings(config: dict, source: str) -> dict:
     return settings
 
 
-def _problem(value, default, stages) -> str:
+def _problem(value, default, stages, lowest, highest) -> str:
     """What was expected instead of `value`, judged by the kind of `default`, or nothing."""
     if isinstance(default, float):
         is_rate = isinstance(value, (int, float)) and 0 <= value < 1
         return "" if is_rate else "a number from 0 to below 1"
     if isinstance(default, int):
-        return "" if _is_count(value) else "a whole number above 0"
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        in_range = is_whole and lowest <= value <= highest
+        return "" if in_range else f"a whole number from {lowest} to {highest}"
     if not _is_count(stages):
         return "a whole number above 0 for num_encoder_blocks"
     is_list = isinstance(value, list) and len(value) >= stages
@@ -94,7 +128,8 @@ def class_names(config: dict, source: str) -> list[str]:
     names = config.get("id2label")
     most = MODEL_SETTINGS["num_classes"][1]
     if not names:
-        count = config.get("num_labels", 2)
+        count = config.get("num_labels")
+        count = 2 if count is None else count
         if not _is_count(count) or count > most:
             raise InputError(
                 f"config.json of {source} has num_labels {count!r}: expected a number up to {most}"

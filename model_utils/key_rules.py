@@ -38,7 +38,7 @@ class KeyFormat:
     Attributes:
         name: as messages have it.
         rules: its table.
-        respelled: (pattern, replacement) for keys that some files spell otherwise.
+        respelled: (begin of names there, as some files spell it).
         eps: EPS_NAMES of the code that its weights come from; None where
             the config says.
     """
@@ -75,7 +75,9 @@ _LIBAI_NAMES = (
     "head",
 )
 _LIBAI_LINEAR = r".*\.(q|kv|attn\.proj|dense_h_to_4h|dense_4h_to_h|linear_c.*)|head"
-_LIBAI_BARE = ((r"^(patch_embeds|blocks|layer_norms)\.", r"segformer.\1."),)
+_LIBAI_BARE = tuple(
+    (f"segformer.{name}.", f"{name}.") for name in ("patch_embeds", "blocks", "layer_norms")
+)
 
 # Checkpoints of LiBai's trainer, of this project and of the first port.
 LIBAI = KeyFormat("LiBai", tuple(Rule(name, name) for name in _LIBAI_NAMES), _LIBAI_BARE)
@@ -122,7 +124,7 @@ HUGGINGFACE = KeyFormat(
         "head.linear_pred decode_head.classifier",
         "head classifier linear",
     ),
-    respelled=((r"^encoder\.", "segformer.encoder."),),  # a bare encoder
+    respelled=(("segformer.encoder.", "encoder."),),  # a bare encoder
     eps=(1e-5, 1e-5),
 )
 
@@ -156,8 +158,10 @@ HUGGINGFACE_STAGES = KeyFormat(
         "head classifier linear",
     ),
     respelled=(
-        (r"^(segformer\.)?(encoder\.)?stages\.", "segformer.stages."),
-        (r"^decode_head\.linear_c\.", "decode_head.linear_projections."),
+        ("segformer.stages.", "stages."),
+        ("segformer.stages.", "encoder.stages."),
+        ("segformer.stages.", "segformer.encoder.stages."),
+        ("decode_head.linear_projections.", "decode_head.linear_c."),
     ),
     eps=(1e-5, 1e-5),
 )
@@ -199,6 +203,20 @@ OFFICIAL_SEGMENTATION = KeyFormat(
     eps=_OFFICIAL_EPS,
 )
 
+# Segformer of segmentation_models.pytorch with an encoder mit_bX: the paper's encoder, and the
+# projections of the head by the order in which their maps are joined, coarsest first.
+SMP = KeyFormat(
+    "segmentation_models.pytorch",
+    _table(
+        *(row.replace(" ", " encoder.", 1) for row in _OFFICIAL_ENCODER),
+        *(f"head.linear_c.{i}.proj decoder.mlp_stage.{3 - i}.linear linear" for i in range(4)),
+        "head.linear_fuse decoder.fuse_stage.0",
+        "head.batch_norm decoder.fuse_stage.1",
+        "head.linear_pred segmentation_head.0",
+    ),
+    eps=_OFFICIAL_EPS,
+)
+
 # mmsegmentation's ImageNet-1K checkpoints of MiT, mit_b0_*.pth, and the backbone of its
 # segmentation checkpoints. Its decode head, with a batch norm after every projection, is another
 # network.
@@ -219,7 +237,7 @@ MMSEGMENTATION = KeyFormat(
         "segformer.blocks.{i}.{j}.mlp.dense_4h_to_h layers.{i}.1.{j}.ffn.layers.4 pointwise",
         "segformer.layer_norms.{i} layers.{i}.2",
     ),
-    respelled=((r"^backbone\.layers\.", "layers."),),
+    respelled=(("layers.", "backbone.layers."),),
     eps=(1e-6, 1e-6),
 )
 
@@ -229,36 +247,14 @@ KEY_FORMATS = (
     HUGGINGFACE_STAGES,
     OFFICIAL_IMAGENET,
     OFFICIAL_SEGMENTATION,
+    SMP,
     MMSEGMENTATION,
 )
 
-
-def find_format(shapes: dict[str, tuple], source: str) -> KeyFormat:
-    """The format whose table knows most of the keys, from the shapes of a checkpoint.
-
-    Raises InputError, naming `source`, when none knows any.
-    """
-
-    def known(key_format: KeyFormat) -> int:
-        keys = (_respell(key, key_format) for key in shapes)
-        return sum(_find(key, key_format.rules, "there") is not None for key in keys)
-
-    best = max(KEY_FORMATS, key=known)
-    if not known(best):
-        examples = ", ".join(sorted(shapes)[:3]) or "none at all"
-        raise InputError(
-            f"{source} holds no SegFormer weights: its keys ({examples}) are none of "
-            + ", ".join(key_format.name for key_format in KEY_FORMATS)
-        )
-    if best is LIBAI and _is_transposed(shapes):
-        return LIBAI_TRANSPOSED
-    return best
-
-
-def _is_transposed(shapes: dict[str, tuple]) -> bool:
-    """Keys and values are joined along the outputs, twice as many as inputs."""
-    joined = [shape for key, shape in shapes.items() if key.endswith("attn.kv.weight")]
-    return bool(joined) and all(len(shape) == 2 and shape[0] == 2 * shape[1] for shape in joined)
+# What wraps a module, or the whole model: PyTorch's DataParallel, torch.compile, FSDP.
+_WRAPPERS = re.compile(
+    r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
 
 
 def to_here(state: dict[str, np.ndarray], key_format: KeyFormat) -> dict[str, np.ndarray]:
@@ -270,11 +266,11 @@ def to_here(state: dict[str, np.ndarray], key_format: KeyFormat) -> dict[str, np
     return dict(lazily_here(LazyState.of(state), key_format).read())
 
 
-def lazily_here(state: LazyState, key_format: KeyFormat) -> LazyState:
-    """The same for a state that is read one tensor at a time."""
+def lazily_here(state: LazyState, key_format: KeyFormat, prefix: str = "") -> LazyState:
+    """The same for a state that is read one tensor at a time, and whose keys have a prefix."""
 
     def convert(tensors):
-        spelled = ((_respell(key, key_format), value) for key, value in tensors)
+        spelled = ((_respell(key, key_format, prefix), value) for key, value in tensors)
         return _convert(spelled, key_format, "there", "here")
 
     # Zeros that take no memory have the same shapes.
@@ -298,10 +294,16 @@ def from_here(state: dict[str, np.ndarray], key_format: KeyFormat) -> dict[str, 
     return dict(_convert(state.items(), key_format, "here", "there"))
 
 
-def _respell(key: str, key_format: KeyFormat) -> str:
-    key = key.removeprefix("module.")  # of PyTorch's DataParallel
-    for pattern, replacement in key_format.respelled:
-        key = re.sub(pattern, replacement, key)
+def plain(key: str) -> str:
+    """A key without the names of wrappers, wherever they stand in it."""
+    return _WRAPPERS.sub("", key)
+
+
+def _respell(key: str, key_format: KeyFormat, prefix: str) -> str:
+    key = plain(key).removeprefix(prefix)
+    for begin, other in key_format.respelled:
+        if key.startswith(other):
+            return begin + key.removeprefix(other)
     return key
 
 
@@ -316,7 +318,7 @@ def _convert(tensors: Iterable, key_format: KeyFormat, source: str, target: str)
         rule, name, numbers, leaf = found
         parts = incomplete.setdefault((rule, tuple(numbers.items()), leaf), {})
         parts[name] = key, value
-        if len(parts) == len(_names(getattr(rule, source))):
+        if len(parts) == len(names_of(getattr(rule, source))):
             try:
                 shares = list(_distribute(parts, rule, source, target))
             except ValueError:
@@ -330,11 +332,11 @@ def _convert(tensors: Iterable, key_format: KeyFormat, source: str, target: str)
 
 def _distribute(parts: dict, rule: Rule, source: str, target: str) -> Iterable:
     """Pairs (name, tensor) of the target side, from the parts of the source side."""
-    ordered = [parts[name][1] for name in _names(getattr(rule, source))]
+    ordered = [parts[name][1] for name in names_of(getattr(rule, source))]
     if source == "there":
         ordered = [_from_there(value, rule.layout) for value in ordered]
     whole = ordered[0] if len(ordered) == 1 else np.concatenate(ordered, axis=-1)
-    names = _names(getattr(rule, target))
+    names = names_of(getattr(rule, target))
     shares = [whole]
     if len(names) > 1:
         if whole.ndim == 0 or whole.shape[-1] % sum(names.values()):
@@ -364,7 +366,7 @@ def _to_there(value: np.ndarray, layout: str) -> np.ndarray:
 def _find(key: str, rules: tuple[Rule, ...], side: str):
     """(rule, name on that side, numbers in it, leaf) for a key, or None."""
     for rule in rules:
-        for name in _names(getattr(rule, side)):
+        for name in names_of(getattr(rule, side)):
             match = _pattern(name).fullmatch(key)
             if match is not None:
                 numbers = match.groupdict()
@@ -374,7 +376,7 @@ def _find(key: str, rules: tuple[Rule, ...], side: str):
 
 
 @cache
-def _names(side: str) -> dict[str, int]:
+def names_of(side: str) -> dict[str, int]:
     """The names on one side of a rule, each with how many equal parts it holds."""
     split = [name.partition("*") for name in side.split("|")]
     return {name: int(count or 1) for name, _, count in split}
@@ -382,13 +384,19 @@ def _names(side: str) -> dict[str, int]:
 
 @cache
 def _pattern(name: str) -> re.Pattern:
+    return re.compile(with_numbers(name) + re.escape(separator(name)) + r"(?P<leaf>\w+)")
+
+
+def with_numbers(name: str, group: str = "(?P<{}>{})") -> str:
+    """A pattern for a name of the tables, with a group for each placeholder."""
     pattern = re.escape(name)
     for placeholder in "iIj":
-        pattern = pattern.replace(rf"\{{{placeholder}\}}", rf"(?P<{placeholder}>\d+)")
-    return re.compile(pattern + re.escape(_separator(name)) + r"(?P<leaf>\w+)")
+        number = group.format(placeholder, r"\d+")
+        pattern = pattern.replace(rf"\{{{placeholder}\}}", number)
+    return pattern
 
 
-def _separator(name: str) -> str:
+def separator(name: str) -> str:
     return "" if name.endswith("_") else "."
 
 
@@ -400,4 +408,4 @@ def _stage_from_0(numbers: dict[str, str]) -> dict[str, int]:
 
 
 def _key(name: str, numbers: dict[str, int], leaf: str) -> str:
-    return name.format(**numbers, I=numbers.get("i", 0) + 1) + _separator(name) + leaf
+    return name.format(**numbers, I=numbers.get("i", 0) + 1) + separator(name) + leaf

@@ -8,7 +8,7 @@ class SegFLoaderImageNet1kPretrain(SegFLoader):
     name or as pytorch_model.bin.
 
     `load` fills the whole of a classification model; `load_encoder` fills only the encoder of any
-    model, whose head stays as it is, from weights in any format.
+    model, whose head stays as it is, from weights in any format, and their eps.
     """
 
     def load_encoder(self, model) -> None:

@@ -9,15 +9,20 @@ import oneflow as flow
 from oneflow.framework.check_point_v2 import _broadcast_py_object
 
 from projects.SegFormer.model_utils.lazy_state import LazyState
+from projects.SegFormer.model_utils.sizes import name_of_size
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.segformer_model import SegformerPreTrainModel, assign
 
 logger = logging.getLogger("libai." + __name__)
 
-# In files, but no layer reads them: how often batch norm has moved, and a spare classifier.
-UNUSED = re.compile(r".*\.num_batches_tracked|head\.conv_seg\..*")
+# In files, but no layer reads them: how often batch norm has moved, a spare classifier, and what a
+# counter of operations left behind.
+UNUSED = re.compile(r".*\.num_batches_tracked|head\.conv_seg\..*|(.*\.)?total_(ops|params)")
+# Layers of mmsegmentation's head, which has a batch norm after every projection.
+MMSEGMENTATION_HEAD = re.compile(r"decode_head\.(convs|fusion_conv)\.")
 # The layers whose outputs are the classes, and the axis of their weights that counts them.
 CLASSIFIERS = {"head.linear_pred": 0, "head": -1}
+EXAMPLES = 3  # of the keys that do not fit, in a message; the log has all
 
 
 def load_state(
@@ -37,8 +42,9 @@ def load_state(
         open_state: gives the state.
         source: what messages call the weights.
         only: look only at keys with this prefix. A bare encoder looks only at `segformer.`.
-        strict: raise InputError that lists all missing, unexpected and wrongly shaped keys, before
-            anything is copied. Otherwise they are logged and the rest is loaded.
+        strict: raise InputError that counts missing, unexpected and wrongly shaped keys and names
+            the likely cause, before anything is copied. Otherwise the rest is loaded. The log has
+            all of these keys.
         ignore_mismatched_head: leave a classifier of another number of classes as it is.
     """
     prefix = ""
@@ -56,11 +62,13 @@ def load_state(
         found = {key: shape for key, shape in state.shapes.items() if key.startswith(only)}
         return _compare(found, shapes, ignore_mismatched_head)
 
-    fitting, problems, other_classes = on_rank_0(compare)
+    fitting, problems, cause, other_classes = on_rank_0(compare)
     if other_classes:
         logger.warning(f"{source}: the classifier starts fresh: {other_classes}")
     if problems:
-        message = f"{source} does not fit the model: {'; '.join(problems)}"
+        for kind, keys in problems.items():
+            logger.info(f"{source}, {kind}: {', '.join(keys)}")
+        message = f"{source} does not fit the model: {cause}{_in_short(problems)}"
         if strict:
             raise InputError(message)
         logger.warning(message)
@@ -71,7 +79,9 @@ def load_state(
 
 
 def _compare(found, shapes, ignore_mismatched_head: bool):
-    """(keys that fit, what does not fit, classifiers of another size) from two {key: shape}."""
+    """(keys that fit, keys that do not by their fault, its likely cause, classifiers of another
+    size) from two {key: shape}.
+    """
     found = {key: shape for key, shape in found.items() if not UNUSED.fullmatch(key)}
     reshaped = {
         key: f"{key} {found[key]} for {shapes[key]}"
@@ -85,17 +95,39 @@ def _compare(found, shapes, ignore_mismatched_head: bool):
             for key in list(reshaped)
             if _without_classes(key, found[key]) == _without_classes(key, shapes[key])
         }
-    problems = [
-        f"{len(keys)} {kind}: {', '.join(keys)}"
-        for kind, keys in (
-            ("missing", sorted(shapes.keys() - found.keys())),
-            ("unexpected", sorted(found.keys() - shapes.keys())),
-            ("of another shape", list(reshaped.values())),
-        )
-        if keys
-    ]
+    kinds = {
+        "missing": sorted(shapes.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - shapes.keys()),
+        "of another shape": list(reshaped.values()),
+    }
+    problems = {kind: keys for kind, keys in kinds.items() if keys}
     fitting = [key for key in found if shapes.get(key) == found[key]]
-    return fitting, problems, ", ".join(other_classes.values())
+    cause = _cause(found, shapes, kinds["unexpected"])
+    return fitting, problems, cause, ", ".join(other_classes.values())
+
+
+def _cause(found, shapes, unexpected: list[str]) -> str:
+    """What is likely wrong, in front of the keys; nothing where it does not show."""
+    if any(MMSEGMENTATION_HEAD.match(key) for key in unexpected):
+        return (
+            "its decode head is mmsegmentation's, another network; its encoder can be taken, with "
+            "cfg.pretrained_model_path; "
+        )
+    theirs, ours = name_of_size(found), name_of_size(shapes)
+    if theirs and ours and theirs != ours:
+        sizes = f"sizes of {theirs}" if " " in theirs else f"{theirs}'s sizes"
+        return f"these are {sizes}, the config is {ours}; "
+    return ""
+
+
+def _in_short(problems: dict[str, list[str]]) -> str:
+    """Counts, and EXAMPLES keys in all, at least one of each kind."""
+    parts = []
+    for index, (kind, keys) in enumerate(problems.items()):
+        shown = keys[: 1 if index else EXAMPLES + 1 - len(problems)]
+        more = f" and {len(keys) - len(shown)} more" if len(keys) > len(shown) else ""
+        parts.append(f"{len(keys)} {kind}: {', '.join(shown)}{more}")
+    return "; ".join(parts)
 
 
 def _without_classes(key: str, shape: tuple) -> tuple:

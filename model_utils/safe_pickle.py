@@ -37,11 +37,14 @@ class Record:
         self.name, self.args, self.state, self.items = name, args, None, []
 
 
+# Python's own types, by the names that they had before Python 3 too: old protocols write those.
+_PLAIN = ("dict", "list", "tuple", "int", "float", "str", "bool", "slice")
 # Whole names, or modules with all in them, whose objects tell something and do nothing here.
 RECORDS = (
-    *("argparse.Namespace", "types.SimpleNamespace", "typing.Any", "builtins.object"),
-    *("__builtin__.object", "builtins.dict", "builtins.int", "builtins.float", "builtins.str"),
-    *("builtins.bool", "builtins.type", "torch.Size", "torch.device", "numpy.ndarray"),
+    *("argparse.Namespace", "types.SimpleNamespace", "typing.Any", "numpy.ndarray"),
+    *("torch.Size", "torch.device", "torch.torch_version.TorchVersion"),
+    *(f"builtins.{name}" for name in ("object", "type", "range", *_PLAIN)),
+    *(f"__builtin__.{name}" for name in ("object", "type", *_PLAIN, "unicode", "long", "xrange")),
     *("numpy.dtype", "uuid.UUID", "decimal.Decimal", "yacs.config.CfgNode"),
     *("pathlib.", "datetime.", "enum.", "omegaconf.", "mmcv.", "mmengine.", "addict.", "easydict."),
     *("fvcore.", "detectron2.config.", "lightning.", "lightning_fabric.", "pytorch_lightning."),
@@ -353,14 +356,14 @@ def _reconstructed(named, base=None, state=None):
 
 
 class _Dtype:
-    """numpy.dtype of numbers."""
+    """numpy.dtype of numbers or text."""
 
     def __init__(self, code, *_):
         if not isinstance(code, str) or len(code) > 8:
             raise InputError("it has an array of a dtype that is no number's")
         self.numpy = np.dtype(code)
-        if self.numpy.kind not in "biufc?":
-            raise InputError(f"it has an array of dtype {code}; expected numbers")
+        if self.numpy.kind not in "biufcSU":
+            raise InputError(f"it has an array of dtype {code}; expected numbers or text")
 
     def build(self, state) -> None:
         if state[1] in ("<", ">"):
@@ -368,7 +371,7 @@ class _Dtype:
 
 
 class Array:
-    """numpy.ndarray of numbers, whose shape and values come as its state."""
+    """numpy.ndarray of numbers or text, whose shape and values come as its state."""
 
     def __init__(self, *_):
         self._values = np.empty(0, np.float32)

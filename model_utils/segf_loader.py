@@ -8,23 +8,22 @@ from functools import cached_property
 from math import prod
 
 from projects.SegFormer.model_utils.huggingface_config import read_config, to_settings
-from projects.SegFormer.model_utils.key_rules import (
-    EPS_NAMES,
-    KeyFormat,
-    find_format,
-    lazily_here,
-)
+from projects.SegFormer.model_utils.key_rules import EPS_NAMES, KeyFormat, lazily_here
 from projects.SegFormer.model_utils.lazy_state import LazyState
 from projects.SegFormer.model_utils.model_weights import load_state, on_rank_0
+from projects.SegFormer.model_utils.unwrapping import find_fit, merge_adapters
 from projects.SegFormer.model_utils.weight_files import (
-    LIBAI_FOLDER,
+    RECORD_FILE,
     SETTINGS_FILE,
-    open_weights,
+    as_state,
+    stored_tensors,
     told_by_file,
 )
+from projects.SegFormer.model_utils.weight_paths import LIBAI_FOLDER, snapshot
 from projects.SegFormer.modeling.bounds import MODEL_SETTINGS, PARAMETERS_BEYOND_WEIGHTS
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.files import read_json
+from projects.SegFormer.modeling.layers import LayerNorm
 from projects.SegFormer.modeling.segformer_model import (
     SegformerForSemanticSegmentation,
     SegformerPreTrainModel,
@@ -65,17 +64,17 @@ class SegFLoader:
         ignore_mismatched_head: bool = False,
         **settings,
     ):
-        self.model, self.path = model, str(pretrained_model_path)
+        self.model, self.path = model, snapshot(str(pretrained_model_path))
         self.strict, self.ignore_mismatched_head = strict, ignore_mismatched_head
         self.libai_cfg, self.settings = libai_cfg, settings
 
     def stored_config(self) -> dict:
-        """Config values that come with the weights: eps, as far as their code is known.
+        """Config values that come with the weights: eps, as far as it is known.
 
         Called on rank 0.
         """
         _, key_format = self.opened
-        return dict(zip(EPS_NAMES, key_format.eps or ()))
+        return dict(zip(EPS_NAMES, eps_of(self.path, key_format) or ()))
 
     @cached_property
     def opened(self) -> tuple[LazyState, KeyFormat]:
@@ -125,39 +124,115 @@ def check_size(settings, state: LazyState) -> None:
 def open_in_any_format(path: str) -> tuple[LazyState, KeyFormat]:
     """The weights at `path`, named and laid out as in this project, and the format they are in.
 
+    What contains them and what stands before their names goes; adapters are merged. Where the file
+    has other weights too, the log says which are taken (see `unwrapping.find_fit`).
     Raises InputError when they cannot be read or are in no known format.
     """
-    stored = open_weights(path)
+    stored = stored_tensors(path)
     with told_by_file(path):
-        key_format = find_format(stored.shapes, path)
-        here = lazily_here(stored, key_format)
+        folder = path if os.path.isdir(path) else os.path.dirname(path)
+        stored = merge_adapters(stored, os.path.join(snapshot(folder), "adapter_config.json"))
+        fit = find_fit({key: tuple(tensor.shape) for key, tensor in stored.items()}, path)
+        state = as_state({key: stored[key] for key in fit.keys}, path)
+        here = lazily_here(state, fit.key_format, fit.prefix)
+    taken, *others = ((prefix or "no prefix").rstrip(".") for prefix in (fit.prefix, *fit.others))
+    if others:
+        logger.warning(
+            f"{path} holds several sets of weights: under {taken}, which is taken, and under "
+            f"{', '.join(others)}. To have another, save it alone"
+        )
+    elif left_out := sorted(stored.keys() - set(fit.keys)):
+        logger.info(
+            f"{path}: {len(left_out)} tensors beside the weights are left out, as {left_out[0]}"
+        )
 
     def read():
         with told_by_file(path):
             yield from here.read()
 
-    return LazyState(here.shapes, read), key_format
+    return LazyState(here.shapes, read), fit.key_format
+
+
+def eps_of(path: str, key_format: KeyFormat) -> tuple[float, float] | None:
+    """EPS_NAMES of the code or the training that the weights at `path` come from, if it is known.
+
+    Raises InputError when what is written down with them is damaged.
+    """
+    if key_format.eps:
+        return key_format.eps
+    for folder in (path, os.path.dirname(os.path.abspath(path))) if os.path.isdir(path) else ():
+        for name in (SETTINGS_FILE, RECORD_FILE):
+            file = os.path.join(folder, name)
+            if os.path.isfile(file):
+                settings = read_json(file).get("settings")
+                if isinstance(settings, dict) and settings.keys() >= set(EPS_NAMES):
+                    with told_by_file(file):
+                        check_settings({name: settings[name] for name in EPS_NAMES})
+                    return tuple(settings[name] for name in EPS_NAMES)
+    return None
+
+
+def eps_in(model) -> tuple[float, float] | None:
+    """EPS_NAMES of a model that is there; None for one without an encoder of this project."""
+    encoder = _encoder(model)
+    return encoder and (encoder.layer_norms[0].eps, encoder.patch_embeds[0].norm.eps)
+
+
+def take_eps(model, eps: tuple[float, float] | None, source: str) -> None:
+    """Give a model the eps that its weights were made with.
+
+    A value of the config that is not the default was set on purpose and stays, with a warning.
+    Args:
+        eps: as `eps_of` has it; with None the config's is given back.
+        source: what messages call the weights.
+    """
+    encoder = _encoder(model)
+    if encoder is None:
+        return
+    # The first change remembers the config's, by which a second one goes.
+    config = encoder.__dict__.setdefault("eps_of_config", eps_in(model))
+    parameters = inspect.signature(SegformerPreTrainModel.__init__).parameters
+    defaults = tuple(parameters[name].default for name in EPS_NAMES)
+    taken = tuple(
+        theirs if own == default else own
+        for theirs, own, default in zip(eps or config, config, defaults)
+    )
+    for name, module in encoder.named_modules():
+        if isinstance(module, LayerNorm):
+            is_embed_norm = name.startswith("patch_embeds.") or name.endswith(".attn.norm")
+            module.eps = taken[is_embed_norm]
+    names = " and ".join(EPS_NAMES)
+    if eps and taken != eps:
+        logger.warning(
+            f"{source} was made with {names} of {eps}; the config was set to {config}, and the "
+            f"model has {taken}"
+        )
+    elif eps and taken != config:
+        logger.info(
+            f"{source} was made with {names} of {eps}, which are taken; the config has {config}"
+        )
+
+
+def _encoder(model):
+    return model if isinstance(model, SegformerPreTrainModel) else getattr(model, "segformer", None)
 
 
 def fill_model(model, path: str, *, only: str = "", strict: bool = True) -> None:
     """Copy the weights at `path`, in whichever format they are, into a model that is there.
 
     Called on all ranks; rank 0 reads. `only`, `strict` and errors as in `model_weights.load_state`.
-    The model keeps its eps; if the weights come from code with another, the log says so.
+    The model takes the eps of the weights as `take_eps` has it.
     """
+    state = None
 
-    def open_state() -> LazyState:
+    def open_them():
+        nonlocal state
         state, key_format = open_in_any_format(path)
-        encoder = model if isinstance(model, SegformerPreTrainModel) else model.segformer
-        eps = encoder.layer_norms[0].eps, encoder.patch_embeds[0].norm.eps
-        if key_format.eps and eps != key_format.eps:
-            logger.warning(
-                f"{path} has weights of {key_format.name}, whose code has layer_norm_eps and "
-                f"embed_norm_eps of {key_format.eps}; the config has {eps}"
-            )
-        return state
+        return eps_of(path, key_format)
 
-    load_state(model, open_state, path, only=only, strict=strict)
+    eps = on_rank_0(open_them)
+    load_state(model, lambda: state, path, only=only, strict=strict)
+    take_eps(model, eps, path)
 
 
 class SegFLoaderHuggerFace(SegFLoader):
@@ -182,7 +257,8 @@ class SegFLoaderLiBai(SegFLoader):
 
     def stored_config(self) -> dict:
         file = os.path.join(self.path, SETTINGS_FILE)
-        return read_description(file)["settings"] if os.path.isfile(file) else {}
+        settings = read_description(file)["settings"] if os.path.isfile(file) else {}
+        return super().stored_config() | settings
 
 
 def read_description(file: str) -> dict:
@@ -231,6 +307,7 @@ def load_weights(libai_cfg, path: str):
     taken for the paper's.
     Raises InputError when the weights are missing, broken or do not fit.
     """
+    path = snapshot(path)
     if os.path.isfile(os.path.join(path, "config.json")):
         loader = SegFLoaderHuggerFace
     elif os.path.isdir(os.path.join(path, LIBAI_FOLDER)):

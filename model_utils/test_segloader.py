@@ -23,7 +23,8 @@ from projects.SegFormer.dataset.segmentation import read_image
 from projects.SegFormer.dataset.transforms import Normalize
 from projects.SegFormer.model_utils.huggingface_config import ARCHITECTURES, read_config
 from projects.SegFormer.model_utils.segf_loader import SegFLoaderHuggerFace
-from projects.SegFormer.model_utils.weight_files import find_weight_files, read_weights
+from projects.SegFormer.model_utils.weight_files import read_weights
+from projects.SegFormer.model_utils.weight_paths import find_weight_files, snapshot
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.files import reason
 from projects.SegFormer.modeling.segformer_model import (
@@ -52,6 +53,7 @@ def main(arguments: list[str]) -> int:
         if folder is None:
             folder = temporary
             random_model(NAMES[args.task or "seg"]).save_pretrained(folder)
+        folder = snapshot(folder)
         task = args.task or _task_of(folder)
         loader = SegFLoaderHuggerFace(MODELS[task], {}, folder)
         model = loader.load()

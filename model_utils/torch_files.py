@@ -26,6 +26,7 @@ from projects.SegFormer.modeling.bounds import (
 )
 from projects.SegFormer.modeling.errors import InputError
 
+ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # first bytes
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 CHUNK = 2**20
 
@@ -102,12 +103,24 @@ def load_torch(file: str):
     """
     with open(file, "rb") as stream:
         start = stream.read(4)
-        if start == b"PK\x03\x04":
+        if start == ZIP:
             return _load_zip(file)
         stream.seek(0)
-        if start[:1] == b"\x80":
+        if start.startswith(PICKLE):
             return _load_legacy(file, stream)
-    raise InputError(f"{file} is no PyTorch file, it begins with {start}: download it again")
+    raise InputError(
+        f"{file} is no PyTorch file, it begins with {start}: expected what torch.save writes, or "
+        "safetensors"
+    )
+
+
+def is_torch(path: str) -> bool:
+    """Whether `load_torch` is for it, by its first bytes."""
+    if not os.path.isfile(path):
+        return False
+    with open(path, "rb") as stream:
+        start = stream.read(9)
+    return start.startswith((ZIP, PICKLE)) and start[8:] != b"{"
 
 
 def _load_zip(file: str):
@@ -119,6 +132,8 @@ def _load_zip(file: str):
                 "state_dict of the model that it was made of"
             )
         if "data.pkl" not in names:
+            if any(name.endswith(".npy") for name in archive.namelist()):
+                raise InputError("it holds arrays of NumPy: write them as safetensors")
             raise InputError("it is a zip archive without PyTorch's data.pkl; unpack it first")
         if "byteorder" in names and _start(archive, names["byteorder"], 10) != b"little":
             raise InputError(BIG_ENDIAN)

@@ -4,21 +4,22 @@ import json
 import os
 import reprlib
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 
 from projects.SegFormer.model_utils.lazy_state import LazyState, is_shape
 from projects.SegFormer.model_utils.oneflow_folders import load_oneflow
-from projects.SegFormer.model_utils.safe_pickle import Array, Refused
-from projects.SegFormer.model_utils.torch_files import StoredTensor, load_torch
+from projects.SegFormer.model_utils.safe_pickle import Refused
+from projects.SegFormer.model_utils.torch_files import PICKLE, ZIP, is_torch, load_torch
+from projects.SegFormer.model_utils.unwrapping import flatten
+from projects.SegFormer.model_utils.weight_paths import FIRST_BYTES, find_weight_files, other_kind
 from projects.SegFormer.modeling.bounds import HEADER_BYTES, TENSORS
 from projects.SegFormer.modeling.errors import InputError
-from projects.SegFormer.modeling.files import read_json, reason
+from projects.SegFormer.modeling.files import reason
 
-# A folder is looked through in this order; then for a single file that ends on .pth.
-FILE_NAMES = ("model.safetensors", "pytorch_model.bin")
-LIBAI_FOLDER = "model"  # in a checkpoint of LiBai's trainer, beside optimizer and lr_scheduler
-SETTINGS_FILE = "segformer.json"  # beside it in a checkpoint that was converted
+# Beside weights in LiBai's form: what was converted, and what a training saved.
+SETTINGS_FILE, RECORD_FILE = "segformer.json", "checkpoint.json"
 
 # The names in the header of a safetensors file.
 SAFETENSORS_DTYPES = {
@@ -30,81 +31,50 @@ SAFETENSORS_DTYPES = {
     }.items()
 }
 
-SAFETENSORS_FLOATS = ("F64", "F32", "F16", "BF16")
 
+def stored_tensors(path: str) -> dict:
+    """The tensors at `path`, which are still in their files, by their keys.
 
-def find_weight_files(path: str) -> list[str]:
-    """The weight files at `path`: itself, or what a folder holds, all its shards if sharded.
-
-    A folder of LiBai's trainer counts as one file. Raises InputError when there is none, when
-    there are several to choose from, or when an index names a shard that is missing.
+    They have `shape`, `dtype` and `numpy()`. What contains them in a torch file or a folder of
+    LiBai stands before their keys, as `flatten` has it.
+    Raises InputError when there are none or they are broken.
     """
-    if os.path.isfile(path):
-        return [path]
-    if not os.path.isdir(path):
-        raise InputError(f"no weights at {path}: neither a file nor a folder")
-    for folder in (path, os.path.join(path, LIBAI_FOLDER)):
-        if os.path.isfile(os.path.join(folder, "pickled_data")):
-            return [folder]
-    for name in FILE_NAMES:
-        file = os.path.join(path, name)
-        if os.path.isfile(file):
-            return [file]
-        if os.path.isfile(file + ".index.json"):
-            return _shards(file + ".index.json")
-    try:
-        files = sorted(name for name in os.listdir(path) if name.endswith(".pth"))
-    except OSError as error:
-        raise InputError(f"cannot read the folder {path}: {error.strerror}") from error
-    if len(files) > 1:
-        raise InputError(f"{path} holds {', '.join(files)}: say which, by the path of the file")
-    if not files:
-        raise InputError(
-            f"no weights in {path}: expected {', '.join(FILE_NAMES)}, one file that ends on .pth, "
-            f"or a checkpoint of LiBai's trainer with its folder `{LIBAI_FOLDER}`"
-        )
-    return [os.path.join(path, files[0])]
+    tensors = {}
+    for file in find_weight_files(path):
+        with told_by_file(file):
+            found = _open_file(file)
+        twice = sorted(tensors.keys() & found.keys())
+        if twice:
+            raise InputError(f"{path} has {twice[0]} in two files, {file} and another")
+        tensors |= found
+    return tensors
 
 
-def _shards(index: str) -> list[str]:
-    """The files that an index names: file names beside it, nothing elsewhere."""
-    weight_map = read_json(index, "weight_map")["weight_map"]
-    names = weight_map.values() if isinstance(weight_map, dict) else [None]
-    if not all(isinstance(name, str) and name and "\0" not in name for name in names):
-        raise InputError(f"{index} has a weight_map that names no files: download it again")
-    files = []
-    for name in sorted(set(names)):
-        files.append(os.path.join(os.path.dirname(index), name))
-        if os.path.basename(name) != name:
-            raise InputError(f"{index} names {name}: expected the names of files beside it")
-        if not os.path.isfile(files[-1]):
-            raise InputError(f"{index} names {name}, which is not there: download it as well")
-    return files
+def as_state(tensors: dict, path: str) -> LazyState:
+    """`stored_tensors` of `path` as a state; floating point ones are read as float32.
+
+    Raises InputError, now or while they are read, when one is no floating point number: quantised
+    weights, say, are not what this project computes with.
+    """
+    for key, tensor in tensors.items():
+        with told_by_file(path):
+            dtype = tensor.dtype
+            if dtype.kind != "f" and not key.endswith("num_batches_tracked"):
+                raise InputError(f"{path}: {key} is of type {dtype.name}, expected floating point")
+
+    def read():
+        for key, tensor in tensors.items():
+            with told_by_file(path):
+                value = tensor.numpy()
+            is_float = np.issubdtype(value.dtype, np.floating)
+            yield key, value.astype(np.float32, copy=False) if is_float else value
+
+    return LazyState({key: tuple(tensor.shape) for key, tensor in tensors.items()}, read)
 
 
 def open_weights(path: str) -> LazyState:
-    """The tensors at `path`; floating point ones are read as float32.
-
-    Raises InputError, now or while they are read, when there are none or they are broken.
-    """
-    states = {}
-    shapes: dict[str, tuple] = {}
-    for file in find_weight_files(path):
-        with told_by_file(file):
-            states[file] = _open_file(file)
-        twice = sorted(shapes.keys() & states[file].shapes.keys())
-        if twice:
-            raise InputError(f"{path} has {twice[0]} in two files, {file} and another")
-        shapes |= states[file].shapes
-
-    def read():
-        for file, state in states.items():
-            with told_by_file(file):
-                for key, value in state.read():
-                    is_float = np.issubdtype(value.dtype, np.floating)
-                    yield key, value.astype(np.float32, copy=False) if is_float else value
-
-    return LazyState(shapes, read)
+    """All tensors at `path`, as they are named there. Raises InputError like the two above."""
+    return as_state(stored_tensors(path), path)
 
 
 def read_weights(path: str) -> dict[str, np.ndarray]:
@@ -115,7 +85,7 @@ def read_weights(path: str) -> dict[str, np.ndarray]:
 def read_meta(path: str) -> dict:
     """What a torch file of mmsegmentation's trainer holds beside its weights, under `meta`."""
     files = find_weight_files(path)
-    if len(files) > 1 or os.path.isdir(files[0]) or files[0].endswith(".safetensors"):
+    if len(files) > 1 or not is_torch(files[0]):
         return {}
     with told_by_file(files[0]):
         content = load_torch(files[0])
@@ -132,30 +102,74 @@ def told_by_file(file: str):
         raise InputError(
             f"{file} is refused: {error}. Save its state_dict alone, or as .safetensors"
         ) from error
+    except InputError as error:
+        if file in str(error):
+            raise
+        raise InputError(f"cannot read weights from {file}: {error}") from error
+    except (OSError, MemoryError) as error:
+        raise InputError(f"cannot read weights from {file}: {reason(error)}") from error
     except Exception as error:  # broken files fail in many ways
-        text = str(error) if isinstance(error, InputError) else reason(error)
-        if file in text:
-            raise InputError(text) from error
-        raise InputError(f"cannot read weights from {file}: {text}") from error
+        raise InputError(
+            f"cannot read weights from {file}: {reason(error)}: it is cut off or damaged, "
+            "download it again"
+        ) from error
 
 
-def _open_file(file: str) -> LazyState:
+def _open_file(file: str) -> dict:
+    """The tensors in a file, whose kind is told by what it holds and not by its name."""
     if os.path.isdir(file):
-        return _open_oneflow(file)
+        return _flattened(file, load_oneflow(file))
     if not os.access(file, os.R_OK):
         raise InputError(f"no permission to read {file}")
     if os.path.getsize(file) == 0:
         raise InputError(f"{file} is empty: download it again")
-    return _open_safetensors(file) if file.endswith(".safetensors") else _open_torch(file)
+    with open(file, "rb") as stream:
+        start = stream.read(FIRST_BYTES)
+    if start[8:9] == b"{":  # a header of JSON, behind eight bytes with its length
+        return _open_safetensors(file)
+    if not start.startswith(ZIP) and (other := other_kind(file, start)):
+        raise InputError(f"{file} is {other}")
+    if file.endswith(".safetensors") and not start.startswith((ZIP, PICKLE)):
+        return _open_safetensors(file)  # which says what is wrong with it
+    return _flattened(file, load_torch(file))
 
 
-def _check_float(file: str, key: str, dtype: str, is_float: bool) -> None:
-    """Quantised weights, say, are not what this project computes with."""
-    if not is_float and not key.endswith("num_batches_tracked"):
-        raise InputError(f"{file}: {key} is of type {dtype}, expected floating point")
+def _flattened(file: str, content) -> dict:
+    tensors = flatten(content)
+    if isinstance(content, dict) and "StructuredToParameterName@@" in content:
+        raise InputError(f"{file} is {other_kind('.pdparams')}")
+    if not tensors and content != {}:
+        raise InputError(f"{file} holds no weights: expected a dict of tensors by name")
+    return tensors
 
 
-def _open_safetensors(file: str) -> LazyState:
+@dataclass(frozen=True)
+class _SafeTensor:
+    """A tensor that is still in its file. `kind`: its type in the header. `start`: in the file."""
+
+    file: str
+    kind: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of its values as they are read."""
+        if self.kind not in SAFETENSORS_DTYPES:
+            raise InputError(f"a tensor in it is of type {self.kind}, expected floating point")
+        return np.dtype(np.float32) if self.kind == "BF16" else SAFETENSORS_DTYPES[self.kind]
+
+    def numpy(self) -> np.ndarray:
+        dtype = SAFETENSORS_DTYPES[self.kind]
+        count = (self.end - self.start) // dtype.itemsize
+        value = np.fromfile(self.file, dtype, count, offset=self.start)
+        if self.kind == "BF16":  # the upper half of a float32
+            value = (value.astype(np.uint32) << 16).view(np.float32)
+        return value.reshape(self.shape)
+
+
+def _open_safetensors(file: str) -> dict:
     """The library checks the file, and has it mapped while it is open; every page that was read
     counts as memory of this process until then. So tensors are read here, by their offsets.
     """
@@ -176,53 +190,10 @@ def _open_safetensors(file: str) -> LazyState:
     entries.pop("__metadata__", None)
     if len(entries) > TENSORS:
         raise InputError(f"it has {len(entries):,} tensors, more than {TENSORS:,}")
+    tensors = {}
     for key, entry in entries.items():
         if not is_shape(entry["shape"]):
             raise InputError(f"{key} in it is of shape {reprlib.repr(entry['shape'])}")
-        _check_float(file, key, entry["dtype"], entry["dtype"] in SAFETENSORS_FLOATS)
-
-    def read():
-        for key, entry in entries.items():
-            start, end = entry["data_offsets"]
-            dtype = SAFETENSORS_DTYPES[entry["dtype"]]
-            count = (end - start) // dtype.itemsize
-            value = np.fromfile(file, dtype, count, offset=8 + header_size + start)
-            if entry["dtype"] == "BF16":  # the upper half of a float32
-                value = (value.astype(np.uint32) << 16).view(np.float32)
-            yield key, value.reshape(entry["shape"])
-
-    return LazyState({key: tuple(entry["shape"]) for key, entry in entries.items()}, read)
-
-
-def _open_torch(file: str) -> LazyState:
-    state = load_torch(file)
-    if isinstance(state, dict):
-        state = state.get("state_dict", state)
-    if not isinstance(state, dict) or not all(
-        isinstance(key, str) and isinstance(value, (StoredTensor, Array))
-        for key, value in state.items()
-    ):
-        raise InputError(f"{file} holds no weights: expected a dict of tensors by name")
-    for key, value in state.items():
-        _check_float(file, key, value.dtype.name, value.dtype.kind == "f")
-
-    def read():
-        for key, value in state.items():
-            yield key, value.numpy()
-
-    return LazyState({key: value.shape for key, value in state.items()}, read)
-
-
-def _open_oneflow(folder: str) -> LazyState:
-    """What flow.save wrote to `folder`."""
-    tensors = load_oneflow(folder)
-    if not isinstance(tensors, dict) or not all(hasattr(t, "folder") for t in tensors.values()):
-        raise InputError(f"{folder} holds no weights: expected tensors by name")
-    for key, tensor in tensors.items():
-        _check_float(folder, key, tensor.dtype.name, tensor.dtype.kind == "f")
-
-    def read():
-        for key, tensor in tensors.items():
-            yield key, tensor.numpy()
-
-    return LazyState({key: tensor.shape for key, tensor in tensors.items()}, read)
+        places = (8 + header_size + offset for offset in entry["data_offsets"])
+        tensors[key] = _SafeTensor(file, entry["dtype"], tuple(entry["shape"]), *places)
+    return tensors

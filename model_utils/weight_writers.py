@@ -14,7 +14,8 @@ from projects.SegFormer.model_utils.key_rules import (
     from_here,
 )
 from projects.SegFormer.model_utils.torch_files import save_torch
-from projects.SegFormer.model_utils.weight_files import LIBAI_FOLDER, SETTINGS_FILE
+from projects.SegFormer.model_utils.weight_files import SETTINGS_FILE
+from projects.SegFormer.model_utils.weight_paths import LIBAI_FOLDER
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.files import write_json
 

@@ -13,7 +13,9 @@ class SegformerSegmentationLoadImageNetPretrain(SegformerForSemanticSegmentation
 
     Args:
         pretrained_model_path: a file of the paper's authors (mit_bX.pth), or a folder with it or
-            with pytorch_model.bin; None for the initial weights of the paper's code.
+            with pytorch_model.bin, or weights in another format; None for the initial weights of
+            the paper's code. The eps of the weights goes over the defaults of `layer_norm_eps` and
+            `embed_norm_eps`; another value of the config stays.
         segmentation: see SegformerForSemanticSegmentation.
     Raises InputError when the weights are missing or do not fit.
     """

@@ -10,6 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from conftest import run_tool
 from projects.SegFormer.model_utils.torch_files import load_torch, save_torch
@@ -88,6 +89,12 @@ def test_what_stands_beside_the_weights(tmp_path, form):
         "complex": 1 + 2j,
         "size": torch.Size([1, 2]),
         "dtype": torch.float16,
+        "version": torch.__version__,
+        "settings": OmegaConf.create({"lr": 1e-3, "sizes": [1, {"b": None}]}),
+        "types": (dict, list, str, int, float, bool),
+        "ranges": (range(3), slice(1, 2)),
+        "text": np.array(["a", "天"]),
+        "random": (np.random.get_state(), torch.get_rng_state()),
     }
     content = {
         "state_dict": {"w": torch.ones(2)},
@@ -104,6 +111,7 @@ def test_what_stands_beside_the_weights(tmp_path, form):
     assert found["meta"]["number"] == 0.5
     np.testing.assert_array_equal(found["meta"]["array"].numpy(), meta["array"])
     assert found["meta"]["counter"] == {"a": 2, "b": 1} and found["meta"]["default"] == {"a": [1]}
+    assert list(found["meta"]["text"].numpy()) == ["a", "天"]
     assert found["meta"]["args"].name == "argparse.Namespace"
     assert found["meta"]["args"].state["betas"] == (0.9, 0.999)
     assert read_meta(str(tmp_path / "a.pth"))["CLASSES"] == ("wall", "天空")

@@ -19,7 +19,6 @@ from projects.SegFormer.model_utils.key_rules import (
     MMSEGMENTATION,
     OFFICIAL_IMAGENET,
     OFFICIAL_SEGMENTATION,
-    find_format,
     from_here,
     to_here,
 )
@@ -30,8 +29,10 @@ from projects.SegFormer.model_utils.segf_loader import (
     SegFLoaderHuggerFace,
     SegFLoaderLiBai,
     SegFLoaderOfficial,
+    eps_in,
     load_weights,
 )
+from projects.SegFormer.model_utils.unwrapping import find_fit
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.segformer_loadmodel import (
     SegformerSegmentationLoadImageNetPretrain,
@@ -393,7 +394,7 @@ def test_linear_weights_as_a_later_libai_has_them():
     state = tiny_here(SEGMENTATION)
     # A bias or a convolution is no matrix; of two axes are the weights of Linear alone.
     turned = {name: np.ascontiguousarray(transposed(value)) for name, value in state.items()}
-    key_format = find_format({name: value.shape for name, value in turned.items()}, "checkpoint")
+    key_format = find_fit({n: v.shape for n, v in turned.items()}, "checkpoint").key_format
     assert_same(to_here(turned, key_format), state)
 
 
@@ -402,8 +403,8 @@ def test_formats_are_told_by_their_keys(key_format):
     encoder = {k: v for k, v in tiny_here(SEGMENTATION).items() if k.startswith("segformer.")}
     keys = from_here(encoder, key_format)
     shapes = {name: value.shape for name, value in keys.items()}
-    assert find_format(shapes, "weights") is key_format
-    assert find_format({f"module.{name}": s for name, s in shapes.items()}, "x") is key_format
+    fit = find_fit(shapes, "weights")
+    assert fit.key_format is key_format and fit.prefix == "" and set(fit.keys) == set(shapes)
 
 
 # ---- Loaders --------------------------------------------------------------------------------
@@ -572,16 +573,17 @@ def test_another_number_of_classes(kind, tmp_path, caplog):
 
 
 def test_folder_of_transformers_for_fine_tuning(tmp_path, caplog):
-    """pretrained_model_path takes any format; eps stays the config's, with a word about it."""
+    """pretrained_model_path takes any format, and the eps of the weights' code, with a word."""
     huggingface_model(CLASSIFICATION, TINY).save_pretrained(tmp_path)
     settings = dict(TINY, decoder_hidden_size=12, pretrained_model_path=str(tmp_path))
+    caplog.set_level("INFO", "libai")
     model = SegformerSegmentationLoadImageNetPretrain(**settings)
     state = state_of(model)
     for name, value in tiny_here(CLASSIFICATION).items():
         if name.startswith("segformer."):
             np.testing.assert_array_equal(state[name], value, err_msg=name)
-    assert model.segformer.layer_norms[0].eps == 1e-6
-    assert "(1e-05, 1e-05); the config has (1e-06, 1e-05)" in caplog.text
+    assert eps_in(model) == (1e-5, 1e-5)
+    assert "(1e-05, 1e-05), which are taken; the config has (1e-06, 1e-05)" in caplog.text
 
 
 def test_half_precision(tmp_path):
@@ -883,7 +885,7 @@ def test_head_of_mmsegmentation(tmp_path):
         ({"sr_ratios": [4, 2]}, r"config\.json of .* has sr_ratios \[4, 2\]: expected 4 numbers"),
         ({"depths": "2222"}, r"has depths '2222': expected 4 numbers above 0"),
         ({"strides": [4, 2, 0, 2]}, r"has strides .*: expected 4 numbers above 0"),
-        ({"num_channels": None}, r"has num_channels None: expected a whole number"),
+        ({"num_channels": "3"}, r"has num_channels '3': expected a whole number"),
         ({"num_encoder_blocks": 5}, r"has depths .*: expected 5 numbers"),
         ({"num_encoder_blocks": "4"}, r"expected a whole number above 0 for num_encoder_blocks"),
         ({"drop_path_rate": 1.5}, r"has drop_path_rate 1\.5: expected a number from 0"),
