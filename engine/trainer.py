@@ -60,6 +60,10 @@ class SegformerTrainer(DefaultTrainer):
                     f"train.{setting}.enabled has no effect in eager mode: add graph.enabled=True, "
                     "or leave it"
                 )
+        if not cfg.train.train_iter and not cfg.train.train_epoch:
+            raise InputError(
+                "train.train_iter=0 and train.train_epoch=0: nothing to train; one is 1 or up"
+            )
         build_inference(cfg)  # what is wrong with it is told now, not at the first evaluation
         self.watchdog = Watchdog(cfg.train.get("watchdog_seconds", LIMIT))
         self._resumed_from = None

@@ -10,7 +10,8 @@ import projects.SegFormer.engine.process  # noqa: F401
 import sys
 
 from projects.SegFormer.modeling.errors import InputError
-from projects.SegFormer.tools.train_net import configure, parse
+from projects.SegFormer.tools.train_arguments import parse
+from projects.SegFormer.tools.train_net import configure
 
 
 def main(arguments: list[str]) -> int:
