@@ -164,7 +164,7 @@ class SegformerTrainer(DefaultTrainer):
         return [
             LogWriter(self.global_batch_size, self.max_iter),
             JsonWriter(os.path.join(folder, "metrics.json"), self.start_iter),
-            TensorBoardWriter(os.path.join(folder, "tensorboard")),
+            TensorBoardWriter(os.path.join(folder, "tensorboard"), self.start_iter),
         ]
 
     # --- running --------------------------------------------------------------------------------

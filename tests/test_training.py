@@ -138,8 +138,8 @@ def test_checkpoints_are_those_asked_for(trained):
 
 def test_log_lines(trained):
     lines = re.findall(
-        r"iter (\d+)/24  loss (\d\.\d{4})  lr (\d\.\d\de-\d\d)  (\d+\.\d) images/s  "
-        r"data \d+\.\d{3} s  ETA (\d:\d\d:\d\d)\n",
+        r"iter (\d+)/24  loss (\d\.\d{4}) \(mean of \d+: \d\.\d{4}\)  "
+        r"lr (\d\.\d\de-\d\d)  (\d+\.\d) images/s  data \d+\.\d{3} s  ETA (\d:\d\d:\d\d)\n",
         (trained / "log.txt").read_text(),
     )
     assert [int(iteration) for iteration, *_ in lines] == list(range(3, 25))  # the first warm up
