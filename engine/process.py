@@ -1,7 +1,7 @@
 """How a process of this project starts: import this module before all others.
 
-It sees to it that the code that runs is the code that was asked for, sets what OneFlow reads from
-the environment, where a value that is there already stays, and loads OneFlow.
+It sets what OneFlow reads from the environment, where a value that is there already stays, and
+loads OneFlow.
 """
 
 import logging
@@ -9,31 +9,18 @@ import os
 import select
 import signal
 import sys
-from pathlib import Path
-
-_root = Path(__file__).resolve().parent.parent
-_started = Path(sys.argv[0] or ".").resolve()
-
-# ---- Two clones, one environment ----------------------------------------------------------------
-
-# The package is where pip's editable install found it, which need not be beside the tool.
-_beside = _started.parent.parent
-if (_beside / "engine/process.py").is_file() and _beside != _root:
-    sys.exit(
-        f"error: {_started} belongs to {_beside}, but this Python runs the code in {_root}: "
-        f"run bash {_beside}/tools/setup.sh, and the tool with {_beside}/.venv/bin/python"
-    )
 
 # ---- Ranks --------------------------------------------------------------------------------------
 
 # Only a training has several processes, and what tools/launch.py starts. Any other would wait for
 # the ranks of a training whose variables are left over in the shell.
 _launched = "SEGFORMER_PROGRESS" in os.environ
-if not _launched and _started.name != "train_net.py":
+if not _launched and os.path.basename(sys.argv[0]) != "train_net.py":
     for _name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK"):
         os.environ.pop(_name, None)
 for _name in ("MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK"):
-    if not os.environ.get(_name, "0").isdecimal():
+    # OneFlow itself leaves a rank of -1 to the processes that one of its own starts.
+    if not os.environ.get(_name, "0").removeprefix("-").isdecimal():
         sys.exit(f"error: {_name}={os.environ[_name]} in the environment is no number: unset it")
 _ranks = int(os.environ.get("WORLD_SIZE", 1))
 

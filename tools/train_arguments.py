@@ -12,7 +12,7 @@ CONFIG and configs/common have them, with what they mean. LiBai's own script tak
 
 import argparse
 
-from projects.SegFormer.tools.arguments import parser
+from projects.SegFormer.engine.command_line import parser
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

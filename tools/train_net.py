@@ -2,7 +2,7 @@
 
 import sys
 
-from projects.SegFormer.engine import signals
+from projects.SegFormer.engine import command_line, signals
 from projects.SegFormer.tools.train_arguments import parse
 
 # isort: split
@@ -142,6 +142,7 @@ def comparison(results: dict[str, dict]) -> str:
 def run(arguments: list[str]) -> int:
     """`main`, with what a person can mend told in one line; the exit code."""
     try:
+        command_line.check_clone()
         main(arguments)
         return 0
     except Stopped as stop:

@@ -1,9 +1,10 @@
-"""What all tools share: their --help, and how they end."""
+"""What all tools share: their --help, whose code they run, and how they end."""
 
 import argparse
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from projects.SegFormer.modeling.errors import InputError, printable
@@ -24,6 +25,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be anything
     try:
+        check_clone()
         code = main(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has seen enough
@@ -39,6 +41,20 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
         file = f"{printable(error.filename)}: " if error.filename else ""
         code = _told(f"{file}{reason(error)}")
     sys.exit(code)
+
+
+def check_clone() -> None:
+    """Raises InputError where the script that was started lies beside other code than this.
+
+    The package is where pip's editable install found it; two clones may share an environment.
+    """
+    script, here = Path(sys.argv[0]).resolve(), Path(__file__).resolve().parent.parent
+    beside = script.parent.parent
+    if (beside / "engine" / Path(__file__).name).is_file() and beside != here:
+        raise InputError(
+            f"{script} belongs to {beside}, but this Python runs the code in {here}: run bash "
+            f"{beside}/tools/setup.sh, and the tool with {beside}/.venv/bin/python"
+        )
 
 
 def _told(message: str) -> int:
