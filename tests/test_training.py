@@ -146,6 +146,13 @@ def test_log_lines(trained):
     assert lines[-1][-1] == "0:00:00"
 
 
+def test_log_has_no_colours_and_no_copy_of_the_config(trained):
+    log = (trained / "log.txt").read_text()
+    assert "\x1b" not in log and "LazyCall" not in log and len(log.splitlines()) < 120
+    assert f"Config: {CONFIG}" in log and "libibverbs" not in log and "Please set" not in log
+    assert "train_iter: 24" in (trained / "config.yaml").read_text()
+
+
 def test_evaluation_alone_gives_the_same_result(folder_data, trained, tmp_path):
     command = training(folder_data, tmp_path, f"train.load_weight={trained}/model_final")
     process = run_tool(TOOL, *command, "dataloader.test.0.num_workers=2", "--eval-only")
