@@ -41,6 +41,19 @@ def test_help_shows_the_examples(name, capsys):
     assert examples and all(line in shown.splitlines() for line in examples)
 
 
+@pytest.mark.parametrize("script", ["train", "setup", "test", "quickstart"])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["-h"], ["configs/segformer_camvid.py", "2", "--help"]]
+)
+def test_help_of_a_script_is_its_head(script, words):
+    file = ROOT / f"tools/{script}.sh"
+    process = subprocess.run(["bash", file, *words], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0 and not process.stderr
+    head = [line for line in file.read_text().splitlines()[1:8] if line.startswith("#")]
+    assert [f"# {line}" for line in process.stdout.splitlines()[: len(head)]] == head
+    assert f"bash tools/{script}.sh" in process.stdout
+
+
 def test_help_of_the_trainer_asks_no_rank():
     """Not even with the variables of another training, whose other ranks would not come."""
     shown = run_tool("tools/train_net.py", "--help", timeout=20, **LEFT_OVER)

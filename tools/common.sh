@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Shared by the scripts of this folder, which source it: where the repository is, how to end with an
-# error, and which Python runs the project.
+# Shared by the scripts of this folder, which source it: where the repository is, --help, how to end
+# with an error, and which Python runs the project.
 
 root=$(realpath -s "$(dirname "${BASH_SOURCE[0]}")/..")
 
@@ -8,6 +8,14 @@ die() {
     echo "$(basename "$0" .sh): $*" >&2
     exit 2
 }
+
+# Prints the comment at the head of the script, where one of the arguments asks for help.
+for argument in "$@"; do
+    if [[ $argument == --help || $argument == -h ]]; then
+        sed -n '2,${/^#/!q; s/^# \{0,1\}//p}' "$0"
+        exit
+    fi
+done
 
 # Sets `python` to the active Python when it can run the project, and runs the one in this folder,
 # else to that of .venv.
