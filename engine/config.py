@@ -4,9 +4,11 @@ import difflib
 import os
 import re
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from libai.config import LazyConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from projects.SegFormer.engine.config_values import check_values, is_path
 from projects.SegFormer.engine.yaml_config import load_yaml
 from projects.SegFormer.modeling.errors import InputError
 
@@ -18,8 +20,8 @@ def load_config(file: str, overrides: list[str] | None = None) -> DictConfig:
     `model_size=b3` picks one of the sizes that the file has.
 
     Raises:
-        InputError: no such file, not a config, no such model size, or a key that is not there
-            (nearest names are told).
+        InputError: no such file, not a config, no such model size, a key that is not there (nearest
+            names are told), or a value that is none of its kind.
     """
     if not os.path.isfile(file):
         raise InputError(f"no config file {file}")
@@ -48,9 +50,13 @@ def load_config(file: str, overrides: list[str] | None = None) -> DictConfig:
         for override in overrides or []
     ]
     for override in overrides:
+        key, _, written = override.partition("=")
         _check(config, override)
         try:
-            config = LazyConfig.apply_overrides(config, [override])
+            if is_path(key):
+                OmegaConf.update(config, key, _path_as_written(written), merge=False)
+            else:
+                config = LazyConfig.apply_overrides(config, [override])
         except Exception as error:  # Hydra's and OmegaConf's have no common class
             raise InputError(
                 f"cannot read the override {override!r}: a list is [1,2], a text with signs is "
@@ -59,7 +65,21 @@ def load_config(file: str, overrides: list[str] | None = None) -> DictConfig:
     sizes = config.get("model_size")
     if sizes and sizes.name not in sizes.choices:
         raise InputError(f"model_size={sizes.name}: expected one of {', '.join(sizes.choices)}")
+    check_values(config)
     return config
+
+
+def _path_as_written(text: str):
+    """The path that the shell handed over, with all its signs: "data (1)", "a,b", "a=b".
+
+    In Hydra's form are only null, a list of paths, and a path in quotes, unless a file is called
+    so. Raises what Hydra raises for a quote that is left open.
+    """
+    if os.path.lexists(os.path.expanduser(text)):
+        return text
+    if text == "null" or text[:1] + text[-1:] in ("[]", "''", '""') or text[:1] in ("'", '"'):
+        return OverridesParser.create().parse_override(f"key={text}").value()
+    return text
 
 
 def _check(config: DictConfig, override: str) -> None:

@@ -2,12 +2,18 @@
 
 import logging
 import os
+import re
 import sys
 
 from libai.utils.logger import setup_logger as libai_setup_logger
 
 from projects.SegFormer.engine.appended_file import AppendedFile
 from projects.SegFormer.modeling.files import reason
+
+PLAIN = logging.Formatter(
+    "[%(asctime)s] %(name)s %(levelname)s: %(message)s", datefmt="%m/%d %H:%M:%S"
+)
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def set_up_log(output_dir: str | None = None, distributed_rank: int = 0) -> logging.Logger:
@@ -17,7 +23,8 @@ def set_up_log(output_dir: str | None = None, distributed_rank: int = 0) -> logg
         if type(handler) is logging.StreamHandler:
             logger.removeHandler(handler)
             console = ConsoleHandler(handler.stream)
-            console.setFormatter(handler.formatter)
+            # LiBai's has colours, which only a terminal shows as such.
+            console.setFormatter(handler.formatter if handler.stream.isatty() else PLAIN)
             logger.addHandler(console)
         elif isinstance(handler, LogFile):  # of an earlier run in this process
             logger.removeHandler(handler)
@@ -56,12 +63,8 @@ class LogFile(logging.Handler):
     def __init__(self, path: str):
         super().__init__()
         self._file = AppendedFile(path)
-        self.setFormatter(
-            logging.Formatter(
-                "[%(asctime)s] %(name)s %(levelname)s: %(message)s", datefmt="%m/%d %H:%M:%S"
-            )
-        )
+        self.setFormatter(PLAIN)
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = self.format(record) + "\n"
+        line = COLOURS.sub("", self.format(record)) + "\n"
         self._file.add(line.encode("utf-8", "backslashreplace"))

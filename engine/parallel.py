@@ -29,7 +29,7 @@ def plan_ranks(config: DictConfig, world_size: int) -> None:
     where `custom_pipeline_stage_id` (the stage of each block) does not name them, get blocks of
     nearly equal cost.
 
-    Raises InputError.
+    Raises InputError for sizes, stages or a batch that the processes cannot share.
     """
     sizes = config.train.dist
     data, tensor, pipeline = (
@@ -49,6 +49,7 @@ def plan_ranks(config: DictConfig, world_size: int) -> None:
             f"{world_size} were asked for"
         )
     sizes.data_parallel_size = rest
+    _check_batch(config.train, rest)
     blocks = sum(config.model.cfg.depths)
     if pipeline > blocks:
         raise InputError(
@@ -64,6 +65,30 @@ def _size(sizes: DictConfig, name: str) -> int:
     if not isinstance(sizes[name], int) or sizes[name] < 1:
         raise InputError(f"train.dist.{name}={sizes[name]}: expected a number, 1 or up")
     return sizes[name]
+
+
+def _check_batch(train: DictConfig, replicas: int) -> None:
+    """The batch of a step is `replicas` times the accumulation steps times the micro-batch."""
+    batch, micro, steps = (
+        train.get(name)
+        for name in ("global_batch_size", "train_micro_batch_size", "num_accumulation_steps")
+    )
+    if batch is None and micro is None:
+        raise InputError(
+            "train.global_batch_size and train.train_micro_batch_size are both null: give one"
+        )
+    whole = replicas * (micro or 1) * (steps or 1)
+    if batch is not None and (batch % whole or micro and steps and batch != whole):
+        factors = {
+            "data-parallel processes": replicas,
+            "train.train_micro_batch_size": micro,
+            "train.num_accumulation_steps": steps,
+        }
+        shared = " x ".join(f"{value} ({name})" for name, value in factors.items() if value)
+        raise InputError(
+            f"train.global_batch_size={batch} cannot be shared by {shared}: "
+            + (f"expected {whole}" if micro and steps else f"expected a multiple of {whole}")
+        )
 
 
 def _check_stages(stages: list, blocks: int, pipeline: int) -> None:

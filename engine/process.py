@@ -1,9 +1,30 @@
-"""What OneFlow reads from the environment when it is loaded: import this module before it.
+"""How a process of this project starts: import this module before all others.
 
-A value that is already in the environment stays.
+It sets what OneFlow reads from the environment, where a value that is there already stays, and
+loads OneFlow.
 """
 
+import logging
 import os
+import select
+import signal
+import sys
+
+# ---- Ranks --------------------------------------------------------------------------------------
+
+# Only a training has several processes, and what tools/launch.py starts. Any other would wait for
+# the ranks of a training whose variables are left over in the shell.
+_launched = "SEGFORMER_PROGRESS" in os.environ
+if not _launched and os.path.basename(sys.argv[0]) != "train_net.py":
+    for _name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        os.environ.pop(_name, None)
+for _name in ("MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK"):
+    # OneFlow itself leaves a rank of -1 to the processes that one of its own starts.
+    if not os.environ.get(_name, "0").removeprefix("-").isdecimal():
+        sys.exit(f"error: {_name}={os.environ[_name]} in the environment is no number: unset it")
+_ranks = int(os.environ.get("WORLD_SIZE", 1))
+
+# ---- What OneFlow reads -------------------------------------------------------------------------
 
 with open("/proc/cpuinfo") as _info:
     _flags = next((set(line.split()) for line in _info if line.startswith("flags")), set())
@@ -19,3 +40,79 @@ os.environ.setdefault("GLOG_minloglevel", "2")
 # OneFlow 0.9.0 keeps what it has inferred of each eager operation, 50 kB a training step for ever.
 # A step has some hundred operations; beyond this number it forgets.
 os.environ.setdefault("ONEFLOW_EAGER_TENSOR_INFER_CACHE_SIZE", "2000")
+
+# LiBai asks for a setting that train_net.py fills in, and that one process has no use for.
+logging.getLogger("libai.utils.distributed").addFilter(
+    lambda record: "train.dist.pipeline_num_layers" not in record.getMessage()
+)
+
+# ---- Loading it ---------------------------------------------------------------------------------
+
+NOISE = b"libibverbs not available"  # each process, on each machine without InfiniBand
+A_WORD_EVERY = 30  # seconds
+LOADED = b"\0"
+
+
+def _load_oneflow() -> None:
+    """Import OneFlow, whose lines to standard error go through a process that leaves out NOISE.
+
+    A process and not a thread: while OneFlow waits for other ranks no Python code runs in this one.
+    """
+    try:
+        stderr = os.dup(2)
+    except OSError:  # it is closed
+        return
+    reader, writer = os.pipe()
+    listener = os.fork()
+    if listener == 0:
+        try:
+            os.close(writer)
+            _pass_on(reader, stderr)
+        finally:
+            os._exit(0)
+    os.dup2(writer, 2)
+    try:
+        import oneflow  # noqa: F401
+    finally:
+        os.write(writer, LOADED)
+        os.dup2(stderr, 2)
+        for descriptor in (reader, writer, stderr):
+            os.close(descriptor)
+        os.waitpid(listener, 0)
+
+
+def _pass_on(reader: int, stderr: int) -> None:
+    """Until OneFlow is loaded, or its process has ended; that ends it if its ranks do not come."""
+    left, waited, limit = b"", 0, int(os.environ.get("NODE_WAIT") or 600)
+    while True:
+        if not select.select([reader], [], [], A_WORD_EVERY)[0]:
+            waited += A_WORD_EVERY
+            if _ranks > 1 and not _launched:
+                _say_who_is_missing(stderr, waited, limit)
+            continue
+        data = os.read(reader, 65536)
+        *lines, left = (left + data).split(b"\n")
+        for line in lines:
+            if NOISE not in line:
+                os.write(stderr, line + b"\n")
+        if not data or left.endswith(LOADED):
+            os.write(stderr, left.rstrip(LOADED))
+            return
+
+
+def _say_who_is_missing(stderr: int, waited: int, limit: int) -> None:
+    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    words = f"rank {os.environ.get('RANK')} of WORLD_SIZE={_ranks} waits for the others at {where}"
+    if waited < limit:
+        os.write(stderr, f"{words}, {waited} s\n".encode())
+        return
+    os.write(
+        stderr,
+        f"error: {words}, and they did not come within {limit} s (NODE_WAIT): start them, or unset "
+        "WORLD_SIZE and RANK for one process\n".encode(),
+    )
+    os.kill(os.getppid(), signal.SIGTERM)
+
+
+if "oneflow" not in sys.modules:
+    _load_oneflow()

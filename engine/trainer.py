@@ -60,6 +60,10 @@ class SegformerTrainer(DefaultTrainer):
                     f"train.{setting}.enabled has no effect in eager mode: add graph.enabled=True, "
                     "or leave it"
                 )
+        if not cfg.train.train_iter and not cfg.train.train_epoch:
+            raise InputError(
+                "train.train_iter=0 and train.train_epoch=0: nothing to train; one is 1 or up"
+            )
         build_inference(cfg)  # what is wrong with it is told now, not at the first evaluation
         self.watchdog = Watchdog(cfg.train.get("watchdog_seconds", LIMIT))
         self._resumed_from = None
@@ -160,7 +164,7 @@ class SegformerTrainer(DefaultTrainer):
         return [
             LogWriter(self.global_batch_size, self.max_iter),
             JsonWriter(os.path.join(folder, "metrics.json"), self.start_iter),
-            TensorBoardWriter(os.path.join(folder, "tensorboard")),
+            TensorBoardWriter(os.path.join(folder, "tensorboard"), self.start_iter),
         ]
 
     # --- running --------------------------------------------------------------------------------

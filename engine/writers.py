@@ -10,14 +10,14 @@ import time
 from pathlib import Path
 
 from libai.utils.events import EventWriter, get_event_storage
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 from tensorboardX.summary import scalar
 
 from projects.SegFormer.engine.appended_file import AppendedFile
 from projects.SegFormer.engine.json_lines import LINE_BYTES, parse_line
 from projects.SegFormer.modeling.errors import InputError
-from projects.SegFormer.modeling.files import reason
+from projects.SegFormer.modeling.files import finite, reason
 
 logger = logging.getLogger("libai." + __name__)
 
@@ -25,7 +25,10 @@ SMOOTHED_OVER = 20  # iterations
 
 
 class LogWriter(EventWriter):
-    """One line: iteration, loss, learning rate, images/s, ETA."""
+    """One line: iteration, its loss, the mean of the last ones, learning rate, images/s, ETA.
+
+    The loss is the same as in the other writers' files.
+    """
 
     def __init__(self, batch_size: int, max_iter: int):
         self.batch_size, self.max_iter = batch_size, max_iter
@@ -35,7 +38,9 @@ class LogWriter(EventWriter):
         history = storage.histories()
         parts = [f"iter {storage.iter}/{self.max_iter}"]
         if "total_loss" in history:
-            parts.append(f"loss {history['total_loss'].avg(SMOOTHED_OVER):.4f}")
+            loss = history["total_loss"]
+            count = min(SMOOTHED_OVER, len(loss.values()))
+            parts.append(f"loss {loss.latest():.4f} (mean of {count}: {loss.avg(count):.4f})")
         if "lr" in history:
             parts.append(f"lr {history['lr'].latest():.2e}")
         if "time" in history:
@@ -73,7 +78,7 @@ class JsonWriter(EventWriter):
             self.write_scalars(get_event_storage().iter, changed)
 
     def write_scalars(self, iteration: int, scalars: dict[str, float]) -> None:
-        record = {"iteration": iteration, **scalars}
+        record = finite({"iteration": iteration, **scalars})
         self._file.add(json.dumps(record, sort_keys=True).encode() + b"\n")
 
 
@@ -104,13 +109,19 @@ def _drop_later_lines(path: Path, start_iter: int) -> set[str]:
 class TensorBoardWriter(EventWriter):
     """All scalars, as a TensorBoard event file in `folder`.
 
+    TensorBoard is told to leave out what earlier files have after `start_iter`: it comes again.
     tensorboardX's SummaryWriter has a thread that a full disk ends, and then waits for it for ever.
     """
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, start_iter: int = 0):
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
         self._file = AppendedFile(Path(folder) / name)
-        self._file.add(_event_record(Event(wall_time=time.time(), file_version="brain.Event:2")))
+        start = SessionLog(status=SessionLog.START)
+        for event in (
+            Event(wall_time=time.time(), file_version="brain.Event:2"),
+            Event(wall_time=time.time(), session_log=start, step=start_iter + 1),
+        ):
+            self._file.add(_event_record(event))
         self._changed = _ChangedScalars()
 
     def write(self):

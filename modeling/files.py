@@ -104,7 +104,7 @@ def write_json(path: str | Path, content) -> None:
 
     Raises InputError when the disk does not take it.
     """
-    text = json.dumps(_finite(content), indent=2, ensure_ascii=False)
+    text = json.dumps(finite(content), indent=2, ensure_ascii=False)
     write_whole(path, text.encode("utf-8", "backslashreplace") + b"\n")
 
 
@@ -114,11 +114,12 @@ def reason(error: BaseException) -> str:
     return text.strip().split("\n")[0] or type(error).__name__
 
 
-def _finite(value):
+def finite(value):
+    """`value`, of dicts and lists, with None for NaN and infinity, which JSON lacks."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -130,17 +130,25 @@ def losses(output: Path) -> dict[int, float]:
     return dict(found)
 
 
-def tensorboard_scalars(folder: Path) -> dict[tuple[str, int], float]:
-    """(name, iteration) -> value. An event's record is length, checksum, event, checksum."""
-    found = {}
+def tensorboard_events(folder: Path) -> list[Event]:
+    """Of all event files. An event's record is length, checksum, event, checksum."""
+    found = []
     for file in sorted(folder.glob("events.out.tfevents.*")):
         data = file.read_bytes()
         while data:
             (length,) = struct.unpack("<Q", data[:8])
-            event = Event.FromString(data[12 : 12 + length])
-            found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+            found.append(Event.FromString(data[12 : 12 + length]))
             data = data[16 + length :]
     return found
+
+
+def tensorboard_scalars(folder: Path) -> dict[tuple[str, int], float]:
+    """(name, iteration) -> value."""
+    return {
+        (value.tag, event.step): value.simple_value
+        for event in tensorboard_events(folder)
+        for value in event.summary.value
+    }
 
 
 def error_line(process: subprocess.CompletedProcess) -> str:

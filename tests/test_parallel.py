@@ -1,10 +1,12 @@
 """How ranks share a model: the plan before they start, multiply-adds, and what is told of it."""
 
+import copy
 import importlib
 import json
 from collections import defaultdict
-from itertools import combinations
+from itertools import combinations, product
 
+import libai.engine.default
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,30 @@ from projects.SegFormer.modeling.flops import block_flops, decode_head_flops
 
 def model_config(size: str) -> dict:
     return dict(importlib.import_module(f"projects.SegFormer.configs.models.mit_{size}").cfg)
+
+
+# ---- The batch ----------------------------------------------------------------------------------
+
+
+def test_batch_that_processes_cannot_share_is_told_as_libai_would(monkeypatch):
+    """All ranks would fail in LiBai's check: this one is before they start."""
+    config = load_config(str(ROOT / "configs/segformer_camvid.py"))
+    for batch, micro, steps, ranks in product(
+        (None, 1, 4, 6), (None, 1, 2, 3), (None, 1, 2), (1, 2)
+    ):
+        cfg = copy.deepcopy(config)
+        cfg.train.update(
+            global_batch_size=batch, train_micro_batch_size=micro, num_accumulation_steps=steps
+        )
+        monkeypatch.setattr(libai.engine.default.dist, "get_data_parallel_size", lambda: ranks)  # noqa: B023
+        try:
+            libai.engine.default._check_batch_size(copy.deepcopy(cfg))
+        except ValueError:
+            with pytest.raises(InputError, match="train.global_batch_size") as caught:
+                plan_ranks(cfg, ranks)
+            assert f"={batch}" in str(caught.value) or batch is None
+        else:
+            plan_ranks(cfg, ranks)
 
 
 # ---- Multiply-adds ------------------------------------------------------------------------------

@@ -138,12 +138,19 @@ def test_checkpoints_are_those_asked_for(trained):
 
 def test_log_lines(trained):
     lines = re.findall(
-        r"iter (\d+)/24  loss (\d\.\d{4})  lr (\d\.\d\de-\d\d)  (\d+\.\d) images/s  "
-        r"data \d+\.\d{3} s  ETA (\d:\d\d:\d\d)\n",
+        r"iter (\d+)/24  loss (\d\.\d{4}) \(mean of \d+: \d\.\d{4}\)  "
+        r"lr (\d\.\d\de-\d\d)  (\d+\.\d) images/s  data \d+\.\d{3} s  ETA (\d:\d\d:\d\d)\n",
         (trained / "log.txt").read_text(),
     )
     assert [int(iteration) for iteration, *_ in lines] == list(range(3, 25))  # the first warm up
     assert lines[-1][-1] == "0:00:00"
+
+
+def test_log_has_no_colours_and_no_copy_of_the_config(trained):
+    log = (trained / "log.txt").read_text()
+    assert "\x1b" not in log and "LazyCall" not in log and len(log.splitlines()) < 120
+    assert f"Config: {CONFIG}" in log and "libibverbs" not in log and "Please set" not in log
+    assert "train_iter: 24" in (trained / "config.yaml").read_text()
 
 
 def test_evaluation_alone_gives_the_same_result(folder_data, trained, tmp_path):

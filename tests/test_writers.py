@@ -10,7 +10,7 @@ import pytest
 from libai.utils.events import EventStorage
 from test_checkpoint import files_of_at_most
 
-from conftest import tensorboard_scalars
+from conftest import tensorboard_events, tensorboard_scalars
 from projects.SegFormer.engine import appended_file
 from projects.SegFormer.engine.appended_file import AppendedFile
 from projects.SegFormer.engine.log import ConsoleHandler, LogFile
@@ -70,6 +70,27 @@ def test_json_loses_nothing(tmp_path, log_period):
 def test_tensorboard_loses_nothing(tmp_path, log_period):
     write_all([TensorBoardWriter(str(tmp_path))], log_period)
     assert tensorboard_scalars(tmp_path) == pytest.approx(scalars(log_period))
+
+
+def test_tensorboard_after_a_resume_shows_every_iteration_once(tmp_path):
+    """It drops what came before a start, from the step of that start on (its SessionLog.START)."""
+    write_all([TensorBoardWriter(str(tmp_path / "0"))], 1, stop=7)
+    write_all([TensorBoardWriter(str(tmp_path / "1"), 5)], 1, start=5)
+    write_all([TensorBoardWriter(str(tmp_path / "2"), 8)], 1, start=8)
+    shown = []
+    for event in (event for name in "012" for event in tensorboard_events(tmp_path / name)):
+        if event.session_log.status == event.session_log.START:
+            shown = [(name, step) for name, step in shown if step < event.step]
+        shown += [(value.tag, event.step) for value in event.summary.value]
+    losses = [step for name, step in shown if name == "total_loss"]
+    assert losses == list(range(1, 10))
+
+
+def test_json_has_no_nan(tmp_path):
+    path = tmp_path / "metrics.json"
+    writer = JsonWriter(str(path), 0)
+    writer.write_scalars(1, {"mIoU": float("nan"), "lr": float("inf"), "mAcc": 1.0})
+    assert path.read_text() == '{"iteration": 1, "lr": null, "mAcc": 1.0, "mIoU": null}\n'
 
 
 def test_json_is_there_before_the_end(tmp_path):
@@ -268,12 +289,16 @@ def test_log_line(log):
     with EventStorage(0) as storage:
         for iteration in range(40):
             storage.put_scalar("data_time", 0.5 if iteration < 20 else 0.25)
-            storage.put_scalar("total_loss", 9.0 if iteration < 20 else 1.5)  # 20 are averaged
+            loss = 9.0 if iteration < 20 else 1.5 if iteration < 39 else 3.5
+            storage.put_scalar("total_loss", loss)
             storage.iter = iteration + 1
             storage.put_scalar("lr", 6e-5, smoothing_hint=False)
             storage.put_scalar("time", 2.0)
         writer.write()
-    expected = "iter 40/5000  loss 1.5000  lr 6.00e-05  4.0 images/s  data 0.250 s  ETA 2:45:20"
+    expected = (
+        "iter 40/5000  loss 3.5000 (mean of 20: 1.6000)  lr 6.00e-05  4.0 images/s  data 0.250 s  "
+        "ETA 2:45:20"
+    )
     assert log() == expected  # 4960 iterations of 2 s are left
 
 
@@ -283,4 +308,4 @@ def test_first_log_line_has_no_time(log):
         storage.put_scalar("total_loss", 2.0)
         storage.iter = 1
         LogWriter(batch_size=8, max_iter=10).write()
-    assert log() == "iter 1/10  loss 2.0000"
+    assert log() == "iter 1/10  loss 2.0000 (mean of 1: 2.0000)"

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from projects.SegFormer.engine import command_line
 from projects.SegFormer.engine.json_lines import LINE_BYTES, is_number, parse_line
 from projects.SegFormer.modeling.errors import InputError
 
@@ -172,16 +173,11 @@ def draw(runs: dict[str, dict[str, Series]]) -> Figure:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n", 1)[0], formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__)
     parser.add_argument("runs", nargs="+", help="folders of trainings, or metrics.json files")
     parser.add_argument("--output", required=True, help="image to write: .png, .svg or .pdf")
     return parser
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    command_line.run(main)

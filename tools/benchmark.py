@@ -34,6 +34,7 @@ from omegaconf import OmegaConf
 
 from projects.SegFormer.configs.common.train import train
 from projects.SegFormer.dataset.transforms import IMAGENET_MEAN, IMAGENET_STD
+from projects.SegFormer.engine import command_line
 from projects.SegFormer.engine.libai_mends import mend_libai
 from projects.SegFormer.model_utils.huggingface_config import ARCHITECTURES, image_processor
 from projects.SegFormer.model_utils.model_weights import state_of
@@ -359,9 +360,7 @@ def _format_comparison(report: dict) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__)
     model = parser.add_mutually_exclusive_group()
     sizes = [f"b{index}" for index in range(6)]
     model.add_argument("--model-size", choices=sizes, default="b0", help="b0 without")
@@ -390,9 +389,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    command_line.run(main)

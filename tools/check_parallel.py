@@ -29,6 +29,7 @@ from libai.utils import distributed as dist
 from omegaconf import OmegaConf
 
 from projects.SegFormer.configs.models.classification.mit_cls_b0 import model as classification
+from projects.SegFormer.engine import command_line
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.engine.libai_mends import mend_libai
 from projects.SegFormer.engine.parallel import plan_ranks
@@ -228,9 +229,7 @@ def _read(folder: str, run: tuple, split: tuple) -> dict:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__)
     parser.add_argument("--short", action="store_true", help="at most two processes")
     parser.add_argument("--json", help="also write the table to this file")
     return parser
@@ -240,4 +239,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
         work(sys.argv[2], tuple(map(int, sys.argv[3:])))
     else:
-        sys.exit(main(sys.argv[1:]))
+        command_line.run(main)

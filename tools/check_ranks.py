@@ -7,21 +7,18 @@ One process finds out in seconds, and says in one line, what all of them would f
 
 import projects.SegFormer.engine.process  # noqa: F401
 
-import sys
-
+from projects.SegFormer.engine import command_line
 from projects.SegFormer.modeling.errors import InputError
-from projects.SegFormer.tools.train_net import configure, parse
+from projects.SegFormer.tools.train_arguments import parse
+from projects.SegFormer.tools.train_net import configure
 
 
-def main(arguments: list[str]) -> int:
-    """The exit code."""
-    try:
-        configure(parse(arguments[1:]), int(arguments[0]))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+def main(arguments: list[str]) -> None:
+    """Raises InputError."""
+    if not arguments[:1] or not arguments[0].isdecimal():
+        raise InputError("usage: check_ranks.py PROCESSES --config-file CONFIG [key=value ...]")
+    configure(parse(arguments[1:]), int(arguments[0]))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    command_line.run(main)

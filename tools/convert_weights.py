@@ -15,7 +15,6 @@ import argparse
 import os
 import re
 import shutil
-import sys
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -27,6 +26,7 @@ from safetensors import SafetensorError
 
 from projects.SegFormer.configs.common.train import train
 from projects.SegFormer.dataset.transforms import IMAGENET_MEAN, IMAGENET_STD
+from projects.SegFormer.engine import command_line
 from projects.SegFormer.engine.checkpoint import RECORD
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.engine.libai_mends import mend_libai
@@ -292,9 +292,7 @@ def _tell_eps(settings: dict, target: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__)
     parser.add_argument("--from", dest="source", required=True, help="folder or file of weights")
     parser.add_argument(
         "--to", dest="target", required=True, choices=("huggingface", "official", "libai")
@@ -314,7 +312,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    command_line.run(main)

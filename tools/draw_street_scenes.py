@@ -6,10 +6,8 @@ Everything stands in metres on a ground plane and is seen through a pinhole came
 brush paints each shape into the image and into the label map at once, far things before near ones.
 """
 
-import argparse
 import json
 import shutil
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -36,6 +34,7 @@ from projects.SegFormer.dataset.street_scenes.objects import (
     two_wheeler,
     vehicle,
 )
+from projects.SegFormer.engine import command_line
 from projects.SegFormer.evaluation.pictures import write_png
 from projects.SegFormer.modeling.bounds import JSON_BYTES
 from projects.SegFormer.modeling.errors import InputError, printable
@@ -269,19 +268,16 @@ def draw_dataset(output: Path, train: int, val: int, height: int, width: int, se
     print(f"{printable(output)}: {train} street scenes for training, {val} for evaluation")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main(arguments: list[str]) -> None:
+    parser = command_line.parser(__doc__)
     parser.add_argument("output", type=Path, help="a new or empty folder, or one drawn before")
     parser.add_argument("--train", type=int, default=160, help="number of training scenes")
     parser.add_argument("--val", type=int, default=24, help="number of evaluation scenes")
     parser.add_argument("--height", type=int, default=256, help="pixels")
     parser.add_argument("--width", type=int, default=512, help="pixels")
     parser.add_argument("--seed", type=int, default=0)
-    try:
-        draw_dataset(**vars(parser.parse_args()))
-    except (InputError, OSError) as error:
-        sys.exit(f"error: {error}")
+    draw_dataset(**vars(parser.parse_args(arguments)))
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

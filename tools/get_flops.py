@@ -11,11 +11,11 @@ import projects.SegFormer.engine.process  # noqa: F401
 
 import argparse
 import os
-import sys
 
 from libai.config import LazyConfig
 from omegaconf import DictConfig
 
+from projects.SegFormer.engine import command_line
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.flops import Part, model_parts
@@ -94,9 +94,7 @@ def _giga(flops: int) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n", 1)[0], formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__)
     parser.add_argument("--config", required=True, help="config to run, or one of configs/models")
     parser.add_argument(
         "--size",
@@ -111,7 +109,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    command_line.run(main)

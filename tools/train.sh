@@ -4,6 +4,7 @@
 #   bash tools/train.sh tools/train_net.py CONFIG GPUS ...      (the form of LiBai's own script)
 # Several machines: the same command on each with NODE (how many), NODE_RANK, ADDR and PORT set, and
 # a secret of their own in SEGFORMER_TOKEN. NODE_WAIT is how many seconds they wait for each other.
+# What may follow GPUS: python tools/train_net.py --help.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

@@ -1,26 +1,27 @@
-"""Train or evaluate what a config describes; `tools/train.sh` starts it on every rank.
+"""Train or evaluate what a config describes; `tools/train.sh` starts it on every rank."""
 
-bash tools/train.sh CONFIG GPUS [--eval-only --format-only --resume --fast-dev-run] [key=value ...]
-"""
+import sys
 
-import projects.SegFormer.engine.process  # noqa: F401
-
-from projects.SegFormer.engine import signals
+from projects.SegFormer.engine import command_line, signals
+from projects.SegFormer.tools.train_arguments import parse
 
 # isort: split
 if __name__ == "__main__":
+    parse(sys.argv[1:])  # --help and wrong words, before OneFlow waits for other ranks
     signals.catch_while_loading()
 
+import projects.SegFormer.engine.process  # noqa: F401
+
+# isort: split
 import glob
 import logging
 import os
-import sys
 import traceback
 from contextlib import suppress
+from types import SimpleNamespace
 
 import numpy as np
 import oneflow as flow
-from libai.config import default_argument_parser
 from libai.engine import default_setup
 from libai.utils import distributed as dist
 from omegaconf import DictConfig
@@ -55,32 +56,14 @@ def main(arguments: list[str]) -> None:
     cfg = configure(args, flow.env.get_world_size())
     claim(cfg.train.output_dir)
     mend_libai()
-    try:
-        default_setup(cfg, args)
-    except (AssertionError, ValueError) as error:  # sizes that do not divide
-        raise InputError(str(error)) from error
+    default_setup(cfg, SimpleNamespace(resume=args.resume, overrides=args.opts))
+    logger.info(f"Config: {args.config_file}")
     np.random.seed(cfg.train.seed)
     flow.manual_seed(cfg.train.seed)
     if args.eval_only or args.format_only:
         evaluate_only(cfg, args.format_only)
     else:
         SegformerTrainer(cfg).train()
-
-
-def parse(arguments: list[str]):
-    """LiBai's arguments, with options and overrides in any order.
-
-    LiBai's parser takes everything after the first override for an override, so those go last.
-    """
-    overrides = [word for word in arguments if "=" in word and not word.startswith("-")]
-    options = [word for word in arguments if word not in overrides]
-    parser = default_argument_parser()
-    parser.add_argument(
-        "--format-only",
-        action="store_true",
-        help="write predictions as a benchmark's server takes them, without evaluating",
-    )
-    return parser.parse_args(options + overrides)
 
 
 def configure(args, processes: int) -> DictConfig:
@@ -133,7 +116,8 @@ def weight_paths(load_weight) -> list[str]:
     named = [load_weight] if isinstance(load_weight, str) else list(load_weight)
     found = []
     for name in filter(None, named):
-        matches = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
+        is_pattern = glob.has_magic(name) and not os.path.exists(name)
+        matches = sorted(glob.glob(name)) if is_pattern else [name]
         if not matches:
             raise InputError(f"train.load_weight={name}: nothing is called so; is the path right?")
         found += matches
@@ -158,6 +142,7 @@ def comparison(results: dict[str, dict]) -> str:
 def run(arguments: list[str]) -> int:
     """`main`, with what a person can mend told in one line; the exit code."""
     try:
+        command_line.check_clone()
         main(arguments)
         return 0
     except Stopped as stop:

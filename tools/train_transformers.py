@@ -11,7 +11,6 @@ import projects.SegFormer.engine.process  # noqa: F401
 
 import json
 import os
-import sys
 
 import numpy as np
 import oneflow as flow
@@ -22,6 +21,7 @@ from libai.utils import distributed as dist
 from torch.nn.functional import cross_entropy, interpolate
 from tqdm import tqdm
 
+from projects.SegFormer.engine import command_line
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.engine.libai_mends import mend_libai
 from projects.SegFormer.evaluation.mean_iou import MeanIoUEvaluator, format_table
@@ -34,8 +34,12 @@ EMBED_NORMS = ("patch_embeddings", "attention.self.layer_norm")
 
 
 def main(arguments: list[str]) -> None:
-    config_file, folder, *overrides = arguments
-    cfg = load_config(config_file, overrides)
+    parser = command_line.parser(__doc__)
+    parser.add_argument("config", metavar="CONFIG", help="config to run")
+    parser.add_argument("folder", metavar="OUTPUT", help="gets metrics.json")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the config")
+    args = parser.parse_args(arguments)
+    folder, cfg = args.folder, load_config(args.config, args.overrides)
     other = [
         name for name, value in cfg.model.cfg.loss.items() if value and name != "ohem_min_kept"
     ]
@@ -166,7 +170,4 @@ def to_torch(batch, name: str) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    command_line.run(main)

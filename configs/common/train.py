@@ -21,15 +21,15 @@ train = dict(
     load_weight="",
     resume=False,
     start_iter=0,
-    log_period=20,
+    log_period=20,  # iterations, as all periods are; 0 for never
     # A run of which nothing is heard for so long hangs, and is ended; 0 for no such limit.
     watchdog_seconds=1800,
-    checkpointer=dict(period=4_000, max_to_keep=3),
+    checkpointer=dict(period=4_000, max_to_keep=3),  # -1 for all
     # The checkpoint of the highest mIoU (or top-1 accuracy) is kept as model_best.
     evaluation=dict(
         enabled=True,
-        eval_period=4_000,
-        eval_iter=1_000_000,  # at most so many batches
+        eval_period=4_000,  # and after the last iteration
+        eval_iter=1_000_000,  # at most so many batches; -1 for all
         boundary_iou=False,  # count the boundaries of classes as well
         worst_images=0,  # draw so many images of lowest mIoU
     ),
