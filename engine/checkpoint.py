@@ -18,9 +18,11 @@ from libai.utils.checkpoint import Checkpointer as LiBaiCheckpointer
 
 from projects.SegFormer.engine.json_lines import is_iteration, is_number
 from projects.SegFormer.engine.ranks import from_main
+from projects.SegFormer.model_utils.key_rules import EPS_NAMES, LIBAI
 from projects.SegFormer.model_utils.model_weights import load_state, whole
 from projects.SegFormer.model_utils.oneflow_folders import StoredVariable, load_oneflow
 from projects.SegFormer.model_utils.safe_pickle import Record
+from projects.SegFormer.model_utils.segf_loader import eps_in, eps_of, take_eps
 from projects.SegFormer.model_utils.weight_files import open_weights
 from projects.SegFormer.modeling.errors import InputError, printable
 from projects.SegFormer.modeling.files import read_json, reason
@@ -56,7 +58,8 @@ class Checkpointer(LiBaiCheckpointer):
                 raise FloatingPointError(
                     f"{key} is not finite after iteration {iteration}: not saved as {name}"
                 )
-        record = {"iteration": iteration, **record}
+        settings = dict(zip(EPS_NAMES, eps_in(self.model) or ()))  # no other config tells them
+        record = {"iteration": iteration, "settings": settings, **record}
         from_main(lambda: self._write(Path(self.save_dir), name, state, record))
 
     def _write(self, folder: Path, name: str, state: dict, record: dict) -> None:
@@ -97,6 +100,7 @@ class Checkpointer(LiBaiCheckpointer):
         logger.info(f"Resuming from {path}")
         changes = []
         load_state(self.model, lambda: open_weights(os.path.join(path, "model")), path)
+        take_eps(self.model, eps_of(path, LIBAI), path)
         has_average = os.path.isdir(os.path.join(path, AVERAGE))
         if has_average and AVERAGE not in self.checkpointables:
             logger.warning(f"{path}: train.ema.enabled is False: its averaged weights are left out")

@@ -20,6 +20,7 @@ import transformers
 from omegaconf import OmegaConf
 from safetensors.numpy import save_file
 
+from projects.SegFormer.engine.checkpoint import Checkpointer
 from projects.SegFormer.model_utils.huggingface_config import read_config, to_settings
 from projects.SegFormer.model_utils.key_rules import (
     HUGGINGFACE,
@@ -786,6 +787,28 @@ def test_eps_of_a_checkpoint_is_what_is_written_with_it(here, tmp_path, written,
     (folder / written).write_text('{"settings": {"layer_norm_eps": "x", "embed_norm_eps": 1}}')
     with pytest.raises(InputError, match=rf"{written}.*"):
         fill_model(model, str(folder / where))
+
+
+def test_eps_of_a_training_stays_with_what_it_saved(huggingface, tmp_path):
+    """Taken with the encoder's weights, it is that of a prediction, an evaluation and a resume."""
+    config = TINY | dict(pretrained_model_path=huggingface)
+    path = str(tmp_path / "model_best")
+    model = SegformerSegmentationLoadImageNetPretrain(**config)
+    Checkpointer(model, str(tmp_path)).save("model_best", 3)
+    assert eps_in(load_weights(TINY, path)) == (1e-5, 1e-5)
+    for work in (
+        lambda model: fill_model(model, path),
+        lambda model: Checkpointer(model, str(tmp_path)).load_training_state(path),
+    ):
+        for made in (SegformerForSemanticSegmentation(**TINY), model):
+            work(made)
+            assert eps_in(made) == (1e-5, 1e-5)
+    # A checkpoint from before says nothing, and had the config's.
+    record = json.loads((tmp_path / "model_best" / "checkpoint.json").read_text())
+    del record["settings"]
+    (tmp_path / "model_best" / "checkpoint.json").write_text(json.dumps(record))
+    Checkpointer(model, str(tmp_path)).load_training_state(path)
+    assert eps_in(model) == (1e-6, 1e-5)
 
 
 # ---- What does not fit --------------------------------------------------------------------------

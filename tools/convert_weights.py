@@ -42,16 +42,19 @@ from projects.SegFormer.model_utils.key_rules import (
     HUGGINGFACE,
     HUGGINGFACE_STAGES,
     OFFICIAL_SEGMENTATION,
+    KeyFormat,
 )
 from projects.SegFormer.model_utils.lazy_state import LazyState
 from projects.SegFormer.model_utils.model_weights import load_state
 from projects.SegFormer.model_utils.segf_loader import (
     check_size,
+    eps_of,
     model_arguments,
     open_in_any_format,
     read_description,
 )
 from projects.SegFormer.model_utils.weight_files import SETTINGS_FILE, read_meta
+from projects.SegFormer.model_utils.weight_paths import snapshot
 from projects.SegFormer.model_utils.weight_writers import (
     architecture_of,
     write_huggingface,
@@ -92,10 +95,11 @@ def main(arguments: list[str]) -> None:
     if os.path.exists(args.output):
         raise InputError(f"{args.output} is already there: remove it, or choose another --output")
     mend_libai()
+    args.source = snapshot(args.source)
     opened, key_format = open_in_any_format(args.source)
     state = dict(opened.read())
     try:
-        model = describe(args.source, args.config, state, key_format.eps)
+        model = describe(args.source, args.config, state, key_format)
         check(state, model.settings, args.source)
         if args.target == "official":
             check_family(model.settings)
@@ -133,25 +137,25 @@ def _whole_or_nothing(output: str):
             os.remove(partial)
 
 
-def describe(source: str, config: str | None, state: dict, eps: tuple | None) -> Description:
+def describe(source: str, config: str | None, state: dict, key_format: KeyFormat) -> Description:
     """From `config`, else from what is stored with the weights, else from their shapes.
 
     Args:
         source: where the weights were read.
         config: a config file, or None.
         state: the weights, named as in this project.
-        eps: layer_norm_eps and embed_norm_eps of the code that the weights come from, if known.
+        key_format: the format they were in.
     """
     architecture = architecture_of(state)
     folder = source if os.path.isdir(source) else os.path.dirname(source)
     if config:
         model = _from_config(config)
-    elif eps == HUGGINGFACE.eps and os.path.isfile(os.path.join(folder, "config.json")):
+    elif key_format.eps == HUGGINGFACE.eps and os.path.isfile(os.path.join(folder, "config.json")):
         model = _from_huggingface(folder)
     elif os.path.isfile(os.path.join(source, SETTINGS_FILE)):
         stored = read_description(os.path.join(source, SETTINGS_FILE))
         model = Description(*(stored[name] for name in DESCRIPTION))
-    elif eps:
+    elif key_format.eps:
         names = read_meta(source).get("CLASSES")
         classes = list(map(str, names)) if isinstance(names, (list, tuple)) else []
         model = Description(sizes_of(state) | FAMILY, classes)
@@ -162,7 +166,7 @@ def describe(source: str, config: str | None, state: dict, eps: tuple | None) ->
             f"{source} does not say what model it is of: give the config of its training, "
             "--config configs/... or the config.yaml in its train.output_dir"
         )
-    model.settings |= dict(zip(EPS_NAMES, eps or ()))
+    model.settings |= dict(zip(EPS_NAMES, eps_of(source, key_format) or ()))
     missing = {"num_classes", *STAGE_SETTINGS, *EPS_NAMES} - model.settings.keys()
     if missing:
         raise InputError(f"what is written down with it lacks {', '.join(sorted(missing))}")
