@@ -29,7 +29,7 @@ class ADE20K(SegmentationDataset):
     Args:
         root: the folder ADEChallengeData2016, which holds `images` and `annotations`.
         split: "training", "validation" or "testing".
-        transforms, seed: see `SegmentationDataset`.
+        transforms, settings: see `SegmentationDataset`.
 
     Raises:
         InputError: nothing in the expected layout, or an image or a label stands alone.
@@ -39,9 +39,7 @@ class ADE20K(SegmentationDataset):
     CLASSES, PALETTE = CLASSES, PALETTE  # also known without the data
     RESULT_VALUES = np.array(LABEL_IDS, np.uint8)
 
-    def __init__(
-        self, root: str | Path, split: str, transforms: Sequence[Transform], seed: int = 0
-    ):
+    def __init__(self, root: str | Path, split: str, transforms: Sequence[Transform], **settings):
         self.check_split(split)
         root = Path(root)
         images = find_files(root / "images" / split, ".jpg")
@@ -56,7 +54,7 @@ class ADE20K(SegmentationDataset):
             pairs = [images[key] for key in sorted(images)], None
         else:
             pairs = pair_files(images, labels, root)
-        super().__init__(*pairs, CLASSES, PALETTE, transforms, seed)
+        super().__init__(*pairs, CLASSES, PALETTE, transforms, **settings)
 
     def label_table(self, path: Path) -> np.ndarray:
         return CLASS_INDICES

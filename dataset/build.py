@@ -14,17 +14,19 @@ from projects.SegFormer.dataset.classification import ClassificationFolder
 from projects.SegFormer.dataset.mixing import Mixing
 from projects.SegFormer.dataset.sampler import Draw, EvaluationSampler, InfiniteSampler
 from projects.SegFormer.dataset.segmentation import SegmentationDataset
+from projects.SegFormer.dataset.transforms import IGNORE_INDEX
 from projects.SegFormer.modeling.errors import InputError
 
 Dataset = SegmentationDataset | ClassificationFolder
-Sample = tuple[np.ndarray, np.ndarray | int]  # image (3, H, W), label map (H, W) or class index
+Sample = tuple[np.ndarray, np.ndarray | int]  # image (C, H, W), label map (H, W) or class index
 
 
 class Loader:
     """The batches of a sampler, read ahead by `num_workers` threads; by none if that is 0.
 
-    A batch of LiBai's holds `images`, float32 (N, 3, H, W), and `labels`: int64 (N, H, W) of label
-    maps, int64 (N,) of class indices, float32 (N, classes) after `mixing`. Images go to the first
+    A batch of LiBai's holds `images`, float32 (N, C, H, W), and `labels`: int64 (N, H, W) of label
+    maps, the data set's `ignore_index` where a pixel counts nowhere, int64 (N,) of class indices,
+    float32 (N, classes) after `mixing`. Images go to the first
     stage of a pipeline, labels to the last.
 
     Threads, and not the worker processes of OneFlow's DataLoader: Pillow, OpenCV and NumPy run
@@ -80,6 +82,9 @@ class Loader:
 
     def _batch(self, draws: list[Draw], samples: list[Sample]) -> tuple[np.ndarray, np.ndarray]:
         images, labels = collate(samples)
+        ignore_index = getattr(self.dataset, "ignore_index", IGNORE_INDEX)
+        if ignore_index != IGNORE_INDEX:  # which padding and samples that fill up are, too
+            labels[labels == IGNORE_INDEX] = ignore_index
         if self.mixing is None:
             return images, labels
         return self.mixing(images, labels, [draw.position for draw in draws])
@@ -164,7 +169,7 @@ def data_parallel_place() -> tuple[int, int]:
 
 
 def collate(samples: list[Sample]) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, 3, H, W) and labels, int64 (N, H, W) or (N,); the two may differ in size.
+    """Images (N, C, H, W) and labels, int64 (N, H, W) or (N,); the two may differ in size.
 
     Raises:
         InputError: the samples differ in size.

@@ -56,7 +56,7 @@ class Cityscapes(SegmentationDataset):
     Args:
         root: the folder that holds `leftImg8bit` and `gtFine`, for coarse labels `gtCoarse`.
         split: "train", "val", "test" or "train_extra".
-        transforms, seed: see `SegmentationDataset`.
+        transforms, settings: see `SegmentationDataset`.
         labels: "gtFine", or "gtCoarse" for the coarse labels of "train" and "val".
 
     Raises:
@@ -73,8 +73,8 @@ class Cityscapes(SegmentationDataset):
         root: str | Path,
         split: str,
         transforms: Sequence[Transform],
-        seed: int = 0,
         labels: str = "gtFine",
+        **settings,
     ):
         self.check_split(split)
         if labels not in ("gtFine", "gtCoarse"):
@@ -95,7 +95,7 @@ class Cityscapes(SegmentationDataset):
             pairs = [images[key] for key in sorted(images)], None
         else:
             pairs = pair_files(images, maps, root)
-        super().__init__(*pairs, CLASSES, PALETTE, transforms, seed)
+        super().__init__(*pairs, CLASSES, PALETTE, transforms, **settings)
 
     def label_table(self, path: Path) -> np.ndarray | None:
         return TRAIN_IDS if path.name.endswith("_labelIds.png") else None

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from projects.SegFormer.dataset.image_files import IMAGE_SUFFIXES, read_image
+from projects.SegFormer.dataset import remarks
+from projects.SegFormer.dataset.folders import is_visible, walk
+from projects.SegFormer.dataset.image_files import IMAGE_SUFFIXES, read_stored
 from projects.SegFormer.dataset.list_files import read_lines, read_rows
 from projects.SegFormer.dataset.sampler import Draw
 from projects.SegFormer.dataset.transforms import Compose, Transform
@@ -33,6 +35,10 @@ class ClassificationFolder:
         transforms: applied one after the other; see `classification_transforms.py`.
         seed: of the augmentation. With the position in the stream of samples it decides all random
             choices: not the worker, the rank or an interruption.
+        num_channels: the model's; 3.
+
+    Images are taken as their pixels are stored, as where the published accuracies come from: an
+    EXIF orientation is not applied.
 
     Raises:
         InputError: nothing in the expected layout, a class without images, or one that is not in
@@ -40,8 +46,19 @@ class ClassificationFolder:
     """
 
     def __init__(
-        self, root: str | Path, split: str, transforms: Sequence[Transform], seed: int = 0
+        self,
+        root: str | Path,
+        split: str,
+        transforms: Sequence[Transform],
+        seed: int = 0,
+        num_channels: int = 3,
     ):
+        if num_channels != 3:
+            raise InputError(
+                f"cfg.num_channels={num_channels}: images of classes are augmented by Pillow, in 3 "
+                "channels; set cfg.num_channels=3"
+            )
+        self.num_channels = num_channels
         root = Path(root)
         self.transforms = Compose(transforms)
         self.seed = seed
@@ -55,10 +72,11 @@ class ClassificationFolder:
         indices = {name: index for index, name in enumerate(self.classes)}
         unknown = sorted({name for _, name in samples} - indices.keys())
         if unknown:
-            raise InputError(
+            remarks.fault(
                 f"{root / split}: class {unknown[0]!r} ({len(unknown)} such) is not among the "
                 f"{len(self.classes)} of {root / 'train'}; put it there too or take it out"
             )
+            samples = [sample for sample in samples if sample[1] in indices]
         self.images = [image for image, _ in samples]
         self.labels = np.array([indices[name] for _, name in samples], np.int64)
 
@@ -68,7 +86,7 @@ class ClassificationFolder:
         for name in _folders(root / split):
             images = _images(root / split / name)
             if not images:
-                raise InputError(
+                remarks.fault(
                     f"{root / split / name}: no image in the folder of this class; expected "
                     f"<name>.jpg (or {', '.join(IMAGE_SUFFIXES[1:])}), or take the folder out"
                 )
@@ -93,11 +111,19 @@ class ClassificationFolder:
             InputError: the file cannot be decoded.
         """
         draw = key if isinstance(key, Draw) else Draw(key, key)
-        image = read_image(self.images[draw.index])
-        label = int(self.labels[draw.index]) if draw.valid else NO_CLASS
+        image, label = self.load(draw.index)
+        label = label if draw.valid else NO_CLASS
         rng = np.random.default_rng((self.seed, draw.position))
         image, _ = self.transforms(image, None, rng)  # None: there is no label map to transform
         return np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32), label
+
+    def load(self, index: int) -> tuple[np.ndarray, int]:
+        """Image (H, W, 3) uint8, untransformed, and class index.
+
+        Raises:
+            InputError: the file cannot be decoded.
+        """
+        return read_stored(self.images[index])[0], int(self.labels[index])
 
 
 class ImageNet(ClassificationFolder):
@@ -115,10 +141,8 @@ class ImageNet(ClassificationFolder):
     SOLUTION = "LOC_val_solution.csv"
     NAMES = "LOC_synset_mapping.txt"
 
-    def __init__(
-        self, root: str | Path, split: str, transforms: Sequence[Transform], seed: int = 0
-    ):
-        super().__init__(root, split, transforms, seed)
+    def __init__(self, root: str | Path, split: str, transforms: Sequence[Transform], **settings):
+        super().__init__(root, split, transforms, **settings)
         path = _at_or_above(Path(root), self.NAMES)
         if path is not None:
             # "n01440764 tench, Tinca tinca": the first of several names is enough.
@@ -143,10 +167,11 @@ class ImageNet(ClassificationFolder):
         classes = {name: prediction.partition(" ")[0] for name, prediction in rows}
         unknown = [image for image in images if Path(image).stem not in classes]
         if unknown:
-            raise InputError(
+            remarks.fault(
                 f"{path}: no line for {Path(unknown[0]).name} ({len(unknown)} of {len(images)} "
                 f"images in {folder}); expected {expected}"
             )
+            images = [image for image in images if Path(image).stem in classes]
         return [(image, classes[Path(image).stem]) for image in images]
 
 
@@ -154,7 +179,7 @@ def _folders(folder: Path) -> list[str]:
     """Names of the folders in `folder`, sorted; none if it is not there."""
     try:
         with os.scandir(folder) as entries:
-            found = (e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+            found = (e.name for e in entries if e.is_dir() and is_visible(e.name))
             return sorted(found)
     except (FileNotFoundError, NotADirectoryError):
         return []
@@ -162,12 +187,7 @@ def _folders(folder: Path) -> list[str]:
 
 def _images(folder: Path) -> list[str]:
     """Image files at any depth, sorted."""
-    return sorted(
-        os.path.join(parent, name)
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
-    )
+    return sorted(walk(folder, IMAGE_SUFFIXES))
 
 
 def _at_or_above(root: Path, name: str) -> Path | None:

@@ -41,7 +41,7 @@ class COCOStuff(SegmentationDataset):
     Args:
         root: the folder that holds `images` and `annotations`.
         split: "train2017" or "val2017".
-        transforms, seed: see `SegmentationDataset`.
+        transforms, settings: see `SegmentationDataset`.
 
     Raises:
         InputError: nothing in the expected layout, or an image or a label stands alone.
@@ -51,9 +51,7 @@ class COCOStuff(SegmentationDataset):
     CLASSES, PALETTE = CLASSES, PALETTE  # also known without the data
     RESULT_VALUES = np.array(PIXEL_VALUES, np.uint8)
 
-    def __init__(
-        self, root: str | Path, split: str, transforms: Sequence[Transform], seed: int = 0
-    ):
+    def __init__(self, root: str | Path, split: str, transforms: Sequence[Transform], **settings):
         self.check_split(split)
         root = Path(root)
         images = find_files(root / "images" / split, ".jpg")
@@ -67,7 +65,9 @@ class COCOStuff(SegmentationDataset):
                 f"expected images/{split}/*.jpg and annotations/{split}/*.png (of "
                 "stuffthingmaps_trainval2017) in this folder"
             )
-        super().__init__(*pair_files(images, labels, root), CLASSES, PALETTE, transforms, seed)
+        super().__init__(
+            *pair_files(images, labels, root), CLASSES, PALETTE, transforms, **settings
+        )
 
     def label_table(self, path: Path) -> np.ndarray | None:
         return None if path.name.endswith(CONVERTED) else PIXEL_MAP_INDICES
@@ -85,7 +85,7 @@ class COCOStuff10k(SegmentationDataset):
     Args:
         root: the folder that holds `images`, `annotations` and `imageLists`.
         split: "train" or "test".
-        transforms, seed: see `SegmentationDataset`.
+        transforms, settings: see `SegmentationDataset`.
 
     Raises:
         InputError: no list of the split, or a name in it without an image or a label.
@@ -95,9 +95,7 @@ class COCOStuff10k(SegmentationDataset):
     CLASSES, PALETTE = CLASSES, PALETTE  # also known without the data
     RESULT_VALUES = np.array(LABEL_IDS, np.uint8)
 
-    def __init__(
-        self, root: str | Path, split: str, transforms: Sequence[Transform], seed: int = 0
-    ):
+    def __init__(self, root: str | Path, split: str, transforms: Sequence[Transform], **settings):
         self.check_split(split)
         root = Path(root)
         image_list = root / "imageLists" / f"{split}.txt"
@@ -111,14 +109,13 @@ class COCOStuff10k(SegmentationDataset):
         for folder in ("", f"{split}2014"):
             images |= find_files(root / "images" / folder, ".jpg")
             labels |= find_files(root / "annotations" / folder, CONVERTED)
-        super().__init__(
-            pick_files(names, images, image_list, "images/<name>.jpg"),
-            pick_files(names, labels, image_list, "annotations/<name>.mat"),
-            CLASSES,
-            PALETTE,
-            transforms,
-            seed,
+        pairs = pick_files(
+            names,
+            image_list,
+            (images, "images/<name>.jpg"),
+            (labels, "annotations/<name>.mat"),
         )
+        super().__init__(*pairs, CLASSES, PALETTE, transforms, **settings)
 
     def read_label_file(self, path: Path) -> np.ndarray:
         return _read_mat(path) if path.suffix == ".mat" else super().read_label_file(path)

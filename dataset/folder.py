@@ -1,10 +1,11 @@
 """Anyone's data: a folder of images and a folder of label maps."""
 
 import colorsys
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from projects.SegFormer.dataset import remarks
+from projects.SegFormer.dataset.folders import walk
 from projects.SegFormer.dataset.image_files import IMAGE_SUFFIXES
 from projects.SegFormer.dataset.segmentation import SegmentationDataset, pair_files
 from projects.SegFormer.dataset.transforms import Transform
@@ -19,7 +20,7 @@ class SegmentationFolder(SegmentationDataset):
 
     Args:
         palette: an RGB triple per class; `distinct_palette` if None.
-        classes, transforms, seed: see `SegmentationDataset`.
+        classes, transforms, settings: see `SegmentationDataset`.
 
     Raises:
         InputError: nothing in the expected layout, an image or a label stands alone, or two images
@@ -35,7 +36,7 @@ class SegmentationFolder(SegmentationDataset):
         palette: Sequence[Sequence[int]] | None = None,
         images_dir: str = "images",
         annotations_dir: str = "annotations",
-        seed: int = 0,
+        **settings,
     ):
         root = Path(root)
         images = _find(root / images_dir / split, IMAGE_SUFFIXES)
@@ -51,7 +52,7 @@ class SegmentationFolder(SegmentationDataset):
             classes,
             distinct_palette(len(classes)) if palette is None else palette,
             transforms,
-            seed,
+            **settings,
         )
 
 
@@ -67,15 +68,12 @@ def distinct_palette(size: int) -> list[tuple[int, int, int]]:
 def _find(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     """Files with one of the suffixes, at any depth, by relative path without the suffix."""
     found = {}
-    for parent, _, names in os.walk(folder, followlinks=True):
-        for path in (Path(parent, name) for name in names):
-            if path.suffix.lower() not in suffixes or path.name.startswith("."):
-                continue
-            key = path.relative_to(folder).with_suffix("").as_posix()
-            if key in found:
-                raise InputError(
-                    f"{path}: the same name as {found[key].name} but for the suffix; "
-                    "they would share a label, so rename or remove one"
-                )
-            found[key] = path
+    for path in map(Path, walk(folder, suffixes)):
+        key = path.relative_to(folder).with_suffix("").as_posix()
+        if key in found:
+            remarks.fault(
+                f"{path}: the same name as {found[key].name} but for the suffix; "
+                "they would share a label, so rename or remove one"
+            )
+        found.setdefault(key, path)
     return found

@@ -52,7 +52,7 @@ class PascalVOC(SegmentationDataset):
     Args:
         root: the folder VOCdevkit/VOC2012.
         split: "train", "val", "trainval", "trainaug" or "test".
-        transforms, seed: see `SegmentationDataset`.
+        transforms, settings: see `SegmentationDataset`.
 
     Raises:
         InputError: no list of the split, or a name in it without an image or a label.
@@ -61,26 +61,23 @@ class PascalVOC(SegmentationDataset):
     SPLITS = ("train", "val", "trainval", "trainaug", "test")
     CLASSES, PALETTE = CLASSES, PALETTE  # also known without the data
 
-    def __init__(
-        self, root: str | Path, split: str, transforms: Sequence[Transform], seed: int = 0
-    ):
+    def __init__(self, root: str | Path, split: str, transforms: Sequence[Transform], **settings):
         self.check_split(split)
         root = Path(root)
         lists = _lists(root, split)
         names = sorted({name for path in lists for name in read_names(path)})
         source = " and ".join(str(path) for path in lists)
-        images = find_files(root / "JPEGImages", ".jpg")
-        images = pick_files(names, images, source, "JPEGImages/<name>.jpg")
-        if split == "test":
-            labels = None
-        else:
+        kinds = [(find_files(root / "JPEGImages", ".jpg"), "JPEGImages/<name>.jpg")]
+        if split != "test":
             labels = find_files(root / "SegmentationClass", ".png")
             expected = "SegmentationClass/<name>.png"
             if split == "trainaug":
                 labels |= find_files(root / "SegmentationClassAug", ".png")
                 expected += " or SegmentationClassAug/<name>.png"
-            labels = pick_files(names, labels, source, expected)
-        super().__init__(images, labels, CLASSES, PALETTE, transforms, seed)
+            kinds.append((labels, expected))
+        images, *labels = pick_files(names, source, *kinds)
+        labels = labels[0] if labels else None
+        super().__init__(images, labels, CLASSES, PALETTE, transforms, **settings)
 
 
 def _lists(root: Path, split: str) -> list[Path]:

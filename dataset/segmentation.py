@@ -6,7 +6,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from projects.SegFormer.dataset.image_files import read_image, read_label
+from projects.SegFormer.dataset import remarks
+from projects.SegFormer.dataset.folders import walk
+from projects.SegFormer.dataset.image_files import (
+    read_label,
+    read_stored,
+    stored_size,
+    turn,
+)
 from projects.SegFormer.dataset.sampler import Draw
 from projects.SegFormer.dataset.transforms import IGNORE_INDEX, Compose, Transform
 from projects.SegFormer.modeling.errors import InputError
@@ -29,6 +36,9 @@ class SegmentationDataset:
         transforms: applied one after the other; see `transforms.py`.
         seed: of the augmentation. With the position in the stream of samples it decides all random
             choices: not the worker, the rank or an interruption.
+        ignore_index: the model's. A class of this index counts nowhere. In here whatever counts
+            nowhere is IGNORE_INDEX; in batches, see `build.Loader`, it is this number.
+        num_channels: the model's, bands of each image, see `read_image`.
 
     Class attributes, for data sets of one known set of classes:
         SPLITS: names of the splits.
@@ -48,6 +58,8 @@ class SegmentationDataset:
         palette: Sequence[Sequence[int]],
         transforms: Sequence[Transform],
         seed: int = 0,
+        ignore_index: int = IGNORE_INDEX,
+        num_channels: int = 3,
     ):
         self.images = list(images)
         self.labels = None if labels is None else list(labels)
@@ -55,6 +67,8 @@ class SegmentationDataset:
         self.palette = [tuple(colour) for colour in palette]
         self.transforms = Compose(transforms)
         self.seed = seed
+        self.ignore_index = ignore_index
+        self.num_channels = num_channels
         if not self.images:
             raise InputError(f"{type(self).__name__}: no images; give at least one")
         if not 1 <= len(self.classes) <= IGNORE_INDEX:
@@ -83,7 +97,7 @@ class SegmentationDataset:
         return len(self.images)
 
     def __getitem__(self, key: Draw | int) -> tuple[np.ndarray, np.ndarray]:
-        """A transformed sample: image float32 (3, H, W), label uint8 (H, W).
+        """A transformed sample: image float32 (num_channels, H, W), label uint8 (H, W).
 
         A plain index stands for the draw of that index at that position. The label of a draw that
         is not valid is all IGNORE_INDEX, so that it counts nowhere. Threads may call this at once.
@@ -100,33 +114,64 @@ class SegmentationDataset:
         return np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32), label
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Image (H, W, 3) uint8 RGB and label (H, W) uint8, untransformed; None without labels.
+        """Image (H, W, num_channels) and label (H, W) or None, both uint8, untransformed.
+
+        An image is turned as its EXIF orientation says, but where its label has the size of the
+        image as it is stored, and not that of the turned one: it was drawn on that.
 
         Raises:
             InputError: a file cannot be decoded, their sizes differ, or the label has a value that
                 is neither a class nor IGNORE_INDEX.
         """
-        image = read_image(self.images[index])
-        if self.labels is None:
-            return image, None
+        image, orientation = read_stored(self.images[index], self.num_channels)
+        label = None if self.labels is None else self.load_label(index)
+        if orientation > 1:
+            turned = turn(image, orientation)
+            if label is None or label.shape != image.shape[:2] or label.shape == turned.shape[:2]:
+                remarks.remark(remarks.TURNED, self.images[index])
+                image = turned
+            else:
+                remarks.remark(remarks.AS_STORED, self.images[index])
+        if label is not None and label.shape != image.shape[:2]:
+            raise InputError(
+                f"{self.labels[index]}: the label is {_size(label)} but its image "
+                f"{self.images[index]} is {_size(image)} (height x width); they must be equal"
+            )
+        return image, label
+
+    def load_label(self, index: int) -> np.ndarray:
+        """The label alone, see `load`."""
         path = self.labels[index]
         values = self.read_label_file(path)
-        if values.shape != image.shape[:2]:
-            raise InputError(
-                f"{path}: the label is {_size(values)} but its image {self.images[index]} is "
-                f"{_size(image)} (height x width); they must be equal"
-            )
         table = self.label_table(path)
-        label = values if table is None else cv2.LUT(values, table)
-        unknown = (label >= len(self.classes)) & (label != IGNORE_INDEX)
+        classes = np.arange(256, dtype=np.uint8) if table is None else table
+        if self.ignore_index != IGNORE_INDEX:
+            is_ignored = classes == self.ignore_index
+            is_ignored &= (table is None) | (classes < len(self.classes))  # UNKNOWN stays it
+            classes = np.where(is_ignored, IGNORE_INDEX, classes).astype(np.uint8)
+        # Which values occur, without an array of several bytes a pixel.
+        occurs = cv2.calcHist([values], [0], None, [256], [0, 256])[:, 0] > 0
+        unknown = occurs & (classes >= len(self.classes)) & (classes != IGNORE_INDEX)
         if unknown.any():
-            found = ", ".join(str(value) for value in np.unique(values[unknown]))
+            found = ", ".join(map(str, np.flatnonzero(unknown)))
             ignored = f" and is not {IGNORE_INDEX}, to be ignored" if table is None else ""
             raise InputError(
                 f"{path}: label value {found} stands for none of the {len(self.classes)} classes"
                 f"{ignored}; correct the label or the classes"
             )
-        return image, label
+        return values if (classes == np.arange(256))[occurs].all() else cv2.LUT(values, classes)
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Height and width of the image that `load` gives, from the header of its file.
+
+        Raises:
+            InputError: a file is missing or not an image.
+        """
+        size, orientation = stored_size(self.images[index])
+        turned = size[::-1] if orientation > 4 else size
+        if turned == size or self.labels is None:
+            return turned
+        return size if self.read_label_file(self.labels[index]).shape == size else turned
 
     @property
     def result_values(self) -> np.ndarray:
@@ -169,28 +214,35 @@ def index_table(values: Sequence[int], ignored: Sequence[int]) -> np.ndarray:
 
 def find_files(folder: Path, suffix: str, depth: int = 0) -> dict[str, Path]:
     """Files in the folder, or `depth` folders below, by relative path without the suffix."""
-    pattern = "*/" * depth + f"[!.]*{suffix}"  # no dot: macOS leaves ._name.png behind
+    paths = (Path(path) for path in walk(folder, (suffix,)))
+    names = ((path.relative_to(folder).as_posix(), path) for path in paths)
     return {
-        path.relative_to(folder).as_posix().removesuffix(suffix): path
-        for path in folder.glob(pattern)
+        name.removesuffix(suffix): path
+        for name, path in names
+        if name.endswith(suffix) and name.count("/") == depth
     }
 
 
 def pick_files(
-    names: Sequence[str], found: Mapping[str, Path], source: Path | str, expected: str
-) -> list[Path]:
-    """The file of each name in the list `source`; `expected` says where they should be.
+    names: Sequence[str], source: Path | str, *kinds: tuple[Mapping[str, Path], str]
+) -> list[list[Path]]:
+    """The files of each kind, of each name in the list `source`.
+
+    Args:
+        kinds: files by name, and where they should be, of images and labels.
 
     Raises:
-        InputError: a name has no file.
+        InputError: a name has no file of a kind.
     """
-    missing = [name for name in names if name not in found]
-    if missing:
-        raise InputError(
-            f"{source}: {len(missing)} of {len(names)} names have no {expected}, the first is "
-            f"{missing[0]!r}; add what is missing or take the names out"
-        )
-    return [found[name] for name in names]
+    for found, expected in kinds:
+        missing = [name for name in names if name not in found]
+        if missing:
+            remarks.fault(
+                f"{source}: {len(missing)} of {len(names)} names have no {expected}, the first is "
+                f"{missing[0]!r}; add what is missing or take the names out"
+            )
+    whole = [name for name in names if all(name in found for found, _ in kinds)]
+    return [[found[name] for name in whole] for found, _ in kinds]
 
 
 def pair_files(
@@ -204,12 +256,12 @@ def pair_files(
     for found, other, missing in ((images, labels, "label"), (labels, images, "image")):
         alone = sorted(found.keys() - other.keys())
         if alone:
-            names = ", ".join(str(found[key].relative_to(root)) for key in alone[:3])
-            raise InputError(
-                f"{root}: {len(alone)} of {len(found)} files have no {missing}: {names}"
-                f"{', ...' if len(alone) > 3 else ''}; add what is missing or take them out"
+            names = remarks.named([str(found[key].relative_to(root)) for key in alone])
+            remarks.fault(
+                f"{root}: {len(alone)} of {len(found)} files have no {missing}: {names}; add what "
+                "is missing or take them out"
             )
-    keys = sorted(images)
+    keys = sorted(images.keys() & labels.keys())
     return [images[key] for key in keys], [labels[key] for key in keys]
 
 

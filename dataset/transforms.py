@@ -3,7 +3,7 @@
 Xie et al. 2021, section 4.1, with the numbers of the official configs. Each transform is called as
 `transform(image, label, rng) -> (image, label)`:
 
-- image: (H, W, 3) uint8, RGB; float32 once `Normalize` has run.
+- image: (H, W, C) uint8, of three channels RGB; float32 once `Normalize` has run.
 - label: (H, W) uint8, class indices and IGNORE_INDEX; None passes through as None.
 - rng: the only source of randomness.
 
@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
+
+from projects.SegFormer.modeling.errors import InputError
 
 IGNORE_INDEX = 255
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -65,7 +67,7 @@ class Resize:
     def __call__(self, image: Image, label: Label, rng: Rng) -> Sample:
         height, width = self.target_size(*image.shape[:2])
         if (height, width) != image.shape[:2]:
-            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+            image = _banded(cv2.resize, image, (width, height), interpolation=cv2.INTER_LINEAR)
         if label is not None and self.resize_label and (height, width) != label.shape:
             # INTER_LINEAR samples at pixel centres. So does INTER_NEAREST_EXACT; INTER_NEAREST
             # samples at corners and would shift the label against the image by half a pixel.
@@ -138,13 +140,15 @@ class RandomFlip:
 
     def __call__(self, image: Image, label: Label, rng: Rng) -> Sample:
         if rng.random() < self.prob:
-            image = cv2.flip(image, 1)
+            image = _banded(cv2.flip, image, 1)
             label = None if label is None else cv2.flip(label, 1)
         return image, label
 
 
 class PhotometricDistortion:
     """Change brightness, contrast, saturation and hue of a uint8 image, each with probability 0.5.
+
+    An image of another number of channels than three has no hue, and stays as it is.
 
     Brightness comes first; contrast before saturation and hue or after them, by the toss of a coin.
     Every step ends in clipped uint8.
@@ -171,6 +175,8 @@ class PhotometricDistortion:
         self.hue = hue
 
     def __call__(self, image: Image, label: Label, rng: Rng) -> Sample:
+        if image.shape[2] != 3:
+            return image, label
         if rng.random() < self.PROB:
             shift = rng.uniform(-self.brightness, self.brightness)
             image = cv2.LUT(image, _linear_table(shift=shift))
@@ -203,16 +209,34 @@ class PhotometricDistortion:
 
 
 class Normalize:
-    """uint8 to float32: (image - mean) / std, per channel in RGB order."""
+    """uint8 to float32: (image - mean) / std, a mean and a std a channel, of RGB in this order.
+
+    Raises:
+        InputError: mean and std differ in number, or an image has other channels.
+    """
 
     def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD):
+        mean, std = np.array([*mean]), np.array([*std])
+        if mean.ndim != 1 or mean.shape != std.shape:
+            raise InputError(
+                f"data.mean has {mean.size} values and data.std {std.size}: both need one a channel"
+            )
         # A uint8 channel has 256 possible results: looking them up takes a tenth of the time of
         # the arithmetic on the whole image.
         levels = np.arange(256, dtype=np.float64)[:, None]
-        self.table = ((levels - np.array([*mean])) / np.array([*std])).astype(np.float32)[None]
+        self.table = ((levels - mean) / std).astype(np.float32)[None]
 
     def __call__(self, image: Image, label: Label, rng: Rng) -> Sample:
-        return cv2.LUT(image, self.table), label
+        self.check(image.shape[2])
+        return _banded(cv2.LUT, image, self.table), label
+
+    def check(self, channels: int) -> None:
+        """Raises InputError: there are not as many means as channels."""
+        if self.table.shape[2] != channels:
+            raise InputError(
+                f"data.mean and data.std have {self.table.shape[2]} values and images {channels} "
+                f"channels: give {channels} of each, as data.mean=[...] of the values from 0 to 255"
+            )
 
 
 class Pad:
@@ -228,7 +252,7 @@ class Pad:
         bottom, right = (max(n - m, 0) for n, m in zip(self.size, image.shape[:2], strict=True))
         if bottom or right:
             border = (0, bottom, 0, right, cv2.BORDER_CONSTANT)
-            image = cv2.copyMakeBorder(image, *border, value=0)
+            image = _banded(cv2.copyMakeBorder, image, *border, value=0)
             if label is not None:
                 label = cv2.copyMakeBorder(label, *border, value=IGNORE_INDEX)
         return image, label
@@ -237,3 +261,9 @@ class Pad:
 def _linear_table(scale: float = 1.0, shift: float = 0.0) -> np.ndarray:
     """The 256 values of clip(scale * x + shift), uint8."""
     return np.clip(np.rint(np.arange(256) * scale + shift), 0, 255).astype(np.uint8)
+
+
+def _banded(function: Callable, image: Image, *args, **kwargs) -> Image:
+    """What a function of OpenCV's makes of an image, which it gives no channel axis if it is 1."""
+    result = function(image, *args, **kwargs)
+    return result.reshape(*result.shape[:2], image.shape[2])

@@ -65,7 +65,12 @@ def load_config(file: str, overrides: list[str] | None = None) -> DictConfig:
     sizes = config.get("model_size")
     if sizes and sizes.name not in sizes.choices:
         raise InputError(f"model_size={sizes.name}: expected one of {', '.join(sizes.choices)}")
-    check_values(config)
+    try:
+        check_values(config)
+    except InputError as error:
+        written = str(error).partition("=")[0]
+        here = any(override.partition("=")[0] == written for override in overrides)
+        raise InputError(str(error) if here else f"{file}: {error}") from error
     return config
 
 

@@ -14,6 +14,8 @@ from libai.utils import distributed as dist
 from libai.utils.events import EventStorage
 
 from projects.SegFormer.dataset.build import data_parallel_place
+from projects.SegFormer.dataset.inspection import quick_look
+from projects.SegFormer.dataset.transforms import Normalize
 from projects.SegFormer.engine import hooks
 from projects.SegFormer.engine.checkpoint import AVERAGE, Checkpointer, checkpoint_to_resume
 from projects.SegFormer.engine.ema import WeightAverage
@@ -85,14 +87,16 @@ class SegformerTrainer(DefaultTrainer):
         loader.consumed_samples = cfg.train.start_iter * samples
         loader.dataset.seed = cfg.train.seed
         loaders = super().build_train_loader(cfg, tokenizer)
-        check_classes(cfg, loaders[0].dataset)
+        check_data(cfg, loaders[0].dataset)
+        if dist.is_main_process() and (note := quick_look(loaders[0].dataset)):
+            logger.warning(f"Training data: {note}")
         return loaders
 
     @classmethod
     def build_test_loader(cls, cfg, tokenizer=None):
         loaders = super().build_test_loader(cfg, tokenizer)
         for loader in loaders:
-            check_classes(cfg, loader.dataset)
+            check_data(cfg, loader.dataset)
         return loaders
 
     @classmethod
@@ -313,13 +317,28 @@ class SegformerTrainer(DefaultTrainer):
         )
 
 
-def check_classes(cfg, dataset) -> None:
-    """The model must have an output for every class of the data."""
-    if cfg.model.cfg.num_classes != len(dataset.classes):
+def check_data(cfg, dataset) -> None:
+    """Raises InputError: the data set does not fit the model.
+
+    There must be an output for every class, what counts nowhere must be one number, and images must
+    have the channels that the model takes and that there are means for.
+    """
+    model = cfg.model.cfg
+    if model.num_classes != len(dataset.classes):
         raise InputError(
-            f"the model has {cfg.model.cfg.num_classes} classes, the data set "
+            f"the model has {model.num_classes} classes, the data set "
             f"{len(dataset.classes)}: set cfg.num_classes={len(dataset.classes)}"
         )
+    for name in ("ignore_index", "num_channels"):
+        wanted, given = model.get(name), getattr(dataset, name, None)
+        if None not in (wanted, given) and wanted != given:
+            raise InputError(
+                f"the model has {name}={wanted}, the data set {given}: give each data set of the "
+                f'config {name}="${{model.cfg.{name}}}"'
+            )
+    for transform in dataset.transforms.transforms:
+        if isinstance(transform, Normalize):
+            transform.check(dataset.num_channels)
 
 
 def flat_scores(result: dict) -> dict[str, float]:

@@ -100,6 +100,15 @@ class Inference:
             result[:, rows, columns] = _best(_scores(views, rows, columns))
         return result
 
+    def passes(self, size: Sequence[int]) -> int:
+        """How often the network runs for an image of this (height, width)."""
+        count = 0
+        for scale in self.scales:
+            sides = self.input_size(size, scale)
+            crop, stride = self.crop_size or sides, self.stride or (1, 1)
+            count += math.prod(len(_spans(*side)) for side in zip(sides, crop, stride))
+        return count * (2 if self.flip else 1)
+
     def _view(self, model, images, scale: float, mirrored: bool, size) -> list["_Window"] | None:
         images = self._scaled(images, scale)
         height, width = images.shape[-2:]

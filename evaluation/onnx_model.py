@@ -1,12 +1,13 @@
 """A model.onnx in the place of a model of this project."""
 
 import os
+from collections.abc import Iterator
 
 import oneflow as flow
 import onnx
 from oneflow import nn
 
-from projects.SegFormer.model_utils.onnx_graph import IMAGES, LABELS, LOGITS, OPERATORS
+from projects.SegFormer.model_utils.onnx_graph import IMAGES, LABELS, LOGITS, OPERATORS, SCANNED
 from projects.SegFormer.modeling.bounds import ONNX_BYTES
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.files import read_bytes, reason
@@ -40,9 +41,15 @@ class OnnxModel(nn.Module):
                 f"{_name(source)} is not a model of tools/export.py: expected a graph from "
                 f"{IMAGES!r} to {LOGITS!r}"
             )
-        if len(outputs[LOGITS].shape) != 4:
-            raise InputError(f"{_name(source)} gives {LOGITS} of {len(outputs[LOGITS].shape)} axes")
-        self.num_classes = outputs[LOGITS].shape[1]
+        shapes = {IMAGES: self.session.get_inputs()[0].shape, LOGITS: outputs[LOGITS].shape}
+        for axes, shape in shapes.items():
+            if len(shape) != 4 or not isinstance(shape[1], int):
+                raise InputError(
+                    f"{_name(source)} has {axes} of {len(shape)} axes, {shape}: expected four, "
+                    "and a number of channels"
+                )
+        self.num_channels, self.num_classes = shapes[IMAGES][1], shapes[LOGITS][1]
+        self.metadata = self.session.get_modelmeta().custom_metadata_map
 
     def forward(self, images: flow.Tensor) -> dict[str, flow.Tensor]:
         try:
@@ -93,7 +100,7 @@ def _check_graph(proto: onnx.ModelProto, name: str) -> None:
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
             raise InputError(f"{name} is refused: the values of {tensor.name} are in another file")
     sizes = set(constant)
-    for node in proto.graph.node:
+    for node in _nodes(proto.graph, name):
         if node.op_type == "Shape":
             sizes.update(node.output)
         # Sizes are made of those of images and maps: others could be of any number.
@@ -108,6 +115,20 @@ def _check_graph(proto: onnx.ModelProto, name: str) -> None:
                 f"{name} is not a model of tools/export.py: it has {node.domain}{node.op_type} "
                 f"{node.name} in it"
             )
+
+
+def _nodes(graph: onnx.GraphProto, name: str) -> Iterator[onnx.NodeProto]:
+    """All nodes, and those of the bodies in which attention goes over rows; errors as above."""
+    for node in graph.node:
+        yield node
+        for body in (attribute.g for attribute in node.attribute if attribute.HasField("g")):
+            is_row = node.op_type == "Scan" and all(it.op_type in SCANNED for it in body.node)
+            if not is_row or body.initializer or body.sparse_initializer:
+                raise InputError(
+                    f"{name} is not a model of tools/export.py: {node.name} does more than "
+                    "attention"
+                )
+            yield from body.node
 
 
 def _name(source: str | bytes) -> str:

@@ -9,12 +9,14 @@ from projects.SegFormer.modeling.files import write_whole
 
 
 def write_png(path: str | Path, picture: np.ndarray) -> None:
-    """Write a label map (H, W) or an RGB picture (H, W, 3), uint8, whole or not at all.
+    """Write a label map (H, W) or an RGB picture (H, W, 3), whole or not at all.
+
+    uint8, or uint16 for a PNG of 16 bits.
 
     Encoded in memory, because OpenCV cannot write to a name that is not UTF-8.
 
     Raises:
-        InputError: the disk does not take it.
+        InputError: the disk does not take it, or its name is too long.
     """
     if picture.ndim == 3:
         picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)

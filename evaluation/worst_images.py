@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from projects.SegFormer.dataset.image_files import as_rgb
 from projects.SegFormer.dataset.transforms import IGNORE_INDEX
 from projects.SegFormer.evaluation.mean_iou import MeanIoUEvaluator
 from projects.SegFormer.evaluation.pictures import write_png
@@ -29,7 +30,7 @@ class WorstImages:
 
     def update(self, index: int, prediction: np.ndarray, label: np.ndarray) -> None:
         """Look at image `index`, maps (H, W); one without a labelled pixel is passed over."""
-        evaluator = MeanIoUEvaluator(self.dataset.classes)
+        evaluator = MeanIoUEvaluator(self.dataset.classes, self.dataset.ignore_index)
         evaluator.update(prediction, label)
         score = evaluator.evaluate()["mIoU"]
         if np.isnan(score):
@@ -49,6 +50,7 @@ class WorstImages:
         rows = []
         for score, index, prediction in entries:
             image, label = self.dataset.load(index)
+            image = as_rgb(image)
             wrong = image // 3
             wrong[(label != prediction) & (label != IGNORE_INDEX)] = (255, 60, 60)
             palette = self.dataset.palette

@@ -4,7 +4,8 @@ Operators of opset 17 only, float32; batch, height and width are dynamic. Maps a
 in the model, so that matrix products and layer norms find their rows in one piece. Convolutions
 want channels first; the transposes around them melt into the regrouping of channels that ONNX
 Runtime's convolutions do in any case. The first layer of Mix-FFN is a 1x1 convolution, since then
-nothing is regrouped between it and the depthwise one.
+nothing is regrouped between it and the depthwise one. Attention goes over the rows of a map, so
+that what is in memory grows with the pixels and not with their square.
 """
 
 import json
@@ -35,9 +36,10 @@ OPERATORS = (
         "Mul",
         "Relu",
     ),
-    *("Reshape", "Resize", "Shape", "Softmax", "Sum", "Transpose"),
+    *("Reshape", "Resize", "Scan", "Shape", "Softmax", "Sum", "Transpose"),
     *("DequantizeLinear", "QuantizeLinear"),
 )
+SCANNED = ("MatMul", "Softmax")  # what is done to each row in a Scan
 CHANNELS_FIRST, CHANNELS_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
 BILINEAR = dict(mode="linear", coordinate_transformation_mode="half_pixel")
 
@@ -105,7 +107,7 @@ def add_arg_max(proto: onnx.ModelProto) -> None:
     graph.output.append(_value_info(LABELS, TensorProto.INT64, ["N", "H", "W"]))
 
 
-def _value_info(name: str, element_type: int, shape: list) -> onnx.ValueInfoProto:
+def _value_info(name: str, element_type: int, shape: list | None) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, element_type, shape)
 
 
@@ -167,22 +169,39 @@ class _Writer:
             reduced = self.layer_norm(self.strided_conv(reduced, f"{name}.sr"), f"{name}.norm")
         q = [values * layer.scale for values in self.parameters(f"{name}.q")]
         k, v = zip(*(np.split(values, 2, axis=-1) for values in self.parameters(f"{name}.kv")))
-        query = self.heads(self.product(x, f"{name}.q", *q), name, "q", [0, 2, 1, 3])
+        query = self.heads(self.product(x, f"{name}.q", *q), name, "q", [1, 0, 3, 2, 4])
         key = self.heads(self.product(reduced, f"{name}.k", *k), name, "k", [0, 2, 3, 1])
         value = self.heads(self.product(reduced, f"{name}.v", *v), name, "v", [0, 2, 1, 3])
-        scores = self.node("MatMul", f"{name}.scores", query, key)  # (N, heads, L, M)
-        weights = self.node("Softmax", f"{name}.scores", scores, axis=-1)
-        context = self.node("MatMul", f"{name}.context", weights, value)
-        context = self.node("Transpose", f"{name}.context", context, perm=[0, 2, 1, 3])
+        context = self.attend(query, key, value, name)  # (H, N, heads, W, C / heads)
+        context = self.node("Transpose", f"{name}.context", context, perm=[1, 0, 3, 2, 4])
         shape = self.node("Shape", f"{name}.context", x)
         context = self.node("Reshape", f"{name}.context", context, shape)
         return self.linear(context, f"{name}.proj")
 
+    def attend(self, query: str, key: str, value: str, name: str) -> str:
+        """What the queries find, one row of the map after the other: what is in memory of their
+        scores are a row's, however large the image is.
+
+        Query (H, N, heads, W, C / heads), key (N, heads, C / heads, M), value with its last axes
+        the other way round -> as query.
+        """
+        outer, self.nodes = self.nodes, []
+        row = f"{name}.row"
+        scores = self.node("MatMul", f"{name}.scores", row, key)  # (N, heads, W, M)
+        weights = self.node("Softmax", f"{name}.scores", scores, axis=-1)
+        result = self.node("MatMul", f"{name}.context", weights, value)
+        body, self.nodes = self.nodes, outer
+        ends = ([_value_info(end, TensorProto.FLOAT, None)] for end in (row, result))
+        graph = helper.make_graph(body, f"{name}.rows", *ends)
+        return self.node("Scan", f"{name}.context", query, body=graph, num_scan_inputs=1)
+
     def heads(self, x: str, name: str, part: str, axes: list[int]) -> str:
-        """A map as (N, L, heads, C / heads), its axes then put in another order."""
+        """A map as (N, H, W, heads, C / heads), or (N, L, heads, C / heads), its axes then put in
+        another order."""
         layer = self.layers[name]
         size = self.state[f"{name}.q.bias"].size // layer.num_heads
-        shape = self.constant(f"{name}.heads", [0, -1, layer.num_heads, size])
+        places = [0] * (len(axes) - 2) if len(axes) > 4 else [0, -1]
+        shape = self.constant(f"{name}.heads.{part}", [*places, layer.num_heads, size])
         x = self.node("Reshape", f"{name}.{part}", x, shape)
         return self.node("Transpose", f"{name}.{part}", x, perm=axes)
 

@@ -48,7 +48,29 @@ def quantise(proto: onnx.ModelProto, batches: Iterable[np.ndarray]) -> onnx.Mode
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
-        return onnx.load(target)
+        quantised = onnx.load(target)
+    nodes = _in_order(quantised.graph.node)
+    del quantised.graph.node[:]
+    quantised.graph.node.extend(nodes)
+    return quantised
+
+
+def _in_order(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Each node after those that it reads. The quantiser's order leaves out what bodies read."""
+    makers = {result: node for node in nodes for result in node.output}
+    placed: dict[str, onnx.NodeProto] = {}
+
+    def place(node: onnx.NodeProto) -> None:
+        inner = [it for attribute in node.attribute for it in attribute.g.node]
+        for name in [name for it in (node, *inner) for name in it.input]:
+            if name in makers and makers[name].output[0] not in placed:
+                place(makers[name])
+        placed[node.output[0]] = node
+
+    for node in nodes:
+        if node.output[0] not in placed:
+            place(node)
+    return list(placed.values())
 
 
 class _Reader(CalibrationDataReader):

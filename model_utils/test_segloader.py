@@ -12,15 +12,15 @@ import projects.SegFormer.engine.process  # noqa: F401
 
 import argparse
 import logging
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import oneflow as flow
 
-from projects.SegFormer.dataset.segmentation import read_image
+from projects.SegFormer.dataset.image_files import read_image
 from projects.SegFormer.dataset.transforms import Normalize
+from projects.SegFormer.engine import command_line
 from projects.SegFormer.model_utils.huggingface_config import ARCHITECTURES, read_config
 from projects.SegFormer.model_utils.segf_loader import SegFLoaderHuggerFace
 from projects.SegFormer.model_utils.weight_files import read_weights
@@ -187,9 +187,7 @@ def _read(file: str) -> np.ndarray:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__)
     parser.add_argument("--pretrained_model_path", help="a save_pretrained folder")
     parser.add_argument("--task", choices=tuple(MODELS), help="by default what config.json says")
     parser.add_argument("--image", help="an image file; by default 512x512 of noise")
@@ -198,7 +196,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    command_line.run(main)

@@ -5,6 +5,10 @@ The bounds are far above what SegFormer and its data need, and low enough that n
 fills a machine.
 """
 
+import os
+
+from projects.SegFormer.modeling.errors import InputError
+
 MIB = 2**20
 
 # Files that are read as a whole, in bytes.
@@ -30,7 +34,10 @@ TENSOR_ELEMENTS = 2**40
 # How often the tensors of a file, all together, may read over its bytes: shared weights do.
 TENSOR_BYTES_OF_A_FILE = 4
 
-IMAGE_PIXELS = 2**28  # 16384 x 16384
+IMAGE_PIXELS = 2**28  # 16384 x 16384, unless this environment variable says another number
+IMAGE_PIXELS_SETTING = "SEGFORMER_IMAGE_PIXELS"
+MOST_IMAGE_PIXELS = 2**30  # OpenCV's own limit
+IMAGE_BANDS = 4  # bytes a pixel in an image of so many pixels; with more, fewer pixels
 
 # Settings of a model: the lowest and the highest value, of a stage where there is one a stage.
 MODEL_SETTINGS = {
@@ -55,3 +62,15 @@ MODEL_STAGES = 16
 MODEL_PARAMETERS = 2 * 10**9  # B5 has 85 million
 # A config that comes with weights may describe a larger model than they are of, up to this.
 PARAMETERS_BEYOND_WEIGHTS = 100_000_000
+
+
+def image_pixels() -> int:
+    """How many pixels an image or a label may have. Raises InputError for a setting that is no
+    number from 1 to MOST_IMAGE_PIXELS."""
+    text = os.environ.get(IMAGE_PIXELS_SETTING) or str(IMAGE_PIXELS)
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:20]) <= MOST_IMAGE_PIXELS:
+        raise InputError(
+            f"{IMAGE_PIXELS_SETTING}={text}: expected a whole number of pixels from 1 to "
+            f"{MOST_IMAGE_PIXELS}"
+        )
+    return int(text)

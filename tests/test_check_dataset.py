@@ -1,24 +1,32 @@
 """tools/check_dataset.py: its counts against plain NumPy, its findings against broken files."""
 
 import json
+import logging
 import os
+import re
 import shutil
+import sys
 import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from libai.utils.distributed import setup_dist_util
 from omegaconf import OmegaConf
+from PIL import Image
 
 from conftest import CLASSES, CONFIG, ROOT, error_line, run_tool, tiny_run
 from data_files import noise, save
 from postscript_files import EPS, fake_ghostscript
+from projects.SegFormer.dataset import inspection, remarks
 from projects.SegFormer.dataset.build import build_train_loader
 from projects.SegFormer.dataset.classification import ClassificationFolder
 from projects.SegFormer.dataset.folder import SegmentationFolder, distinct_palette
-from projects.SegFormer.dataset.inspection import Inspection, images_in_both, inspect
+from projects.SegFormer.dataset.inspection import Inspection, images_in_both, inspect, quick_look
 from projects.SegFormer.dataset.transforms import Normalize, RandomFlip
+from projects.SegFormer.engine.config import load_config
+from projects.SegFormer.engine.trainer import SegformerTrainer
 from projects.SegFormer.modeling.errors import InputError, printable
 from projects.SegFormer.tools import check_dataset
 from projects.SegFormer.tools.check_dataset import (
@@ -263,8 +271,6 @@ def test_samples_that_make_no_batch_are_an_error(copied, tmp_path):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["data.root=/nowhere"], ["/nowhere: 0 images and 0 label maps found", "images/train"]),
-        (["dataloader.test.0.dataset.classes=[disc,sky,field]"], ["other classes", "same order"]),
         (["data.rot=/nowhere"], ["no 'rot' in data", "root"]),
         (["--sample", "-1"], ["--sample -1", "0 for no sheet"]),
     ],
@@ -277,10 +283,208 @@ def test_what_cannot_be_looked_at_ends_at_once(folder_data, tmp_path, more, word
     assert "\n" not in str(error.value) and not output.exists()
 
 
-def test_an_image_without_label_is_one_line(copied, tmp_path):
-    (copied / "annotations/train/03.png").unlink()
-    with pytest.raises(InputError, match="1 of 12 files have no label: images/train/03.png"):
-        main([CONFIG_FILE, *tiny_run(copied, tmp_path)])
+def faulty(root, output, *more: str) -> tuple[list[str], dict]:
+    """The errors of a check, and its whole report."""
+    with pytest.raises(InputError, match="in the data; all are in|in the data, the first"):
+        check(root, output, "--sample", "2", *more)
+    report = json.loads((output / "report.json").read_text())
+    return report["errors"], report
+
+
+def test_what_stands_alone_is_told_beside_all_else(copied, tmp_path, capsys):
+    """On both sides, in both splits, with a broken file and the number of classes."""
+    for name in ("03", "07"):
+        (copied / f"annotations/train/{name}.png").unlink()
+    save(noise(80, 96), copied / "annotations/train/extra.png")
+    (copied / "images/val/04.png").unlink()
+    (copied / "images/train/00.png").write_bytes(b"?")
+    errors, report = faulty(copied, tmp_path / "output", "cfg.num_classes=4")
+    expected = (
+        "2 of 12 files have no label: images/train/03.png, images/train/07.png;",
+        "1 of 11 files have no image: annotations/train/extra.png;",
+        "the model has 4 classes, the data set 3",
+        "1 of 5 files have no image: annotations/val/04.png;",
+        "images/train/00.png: damaged",
+    )
+    assert len(errors) == len(expected)
+    assert all(part in error for part, error in zip(expected, errors, strict=True))
+    printed = capsys.readouterr().out
+    assert all(error in printed for error in errors)
+    assert "training data  10 images, 9 labels read, 1 with errors" in printed
+    assert report["data"]["test data"]["labels"] == 4
+    assert "2 augmented training samples" in printed
+
+
+def test_a_split_that_is_missing_is_told_beside_the_other(copied, tmp_path, capsys):
+    shutil.rmtree(copied / "annotations/train")
+    errors, report = faulty(copied, tmp_path / "output")
+    assert len(errors) == 1 and "12 images and 0 label maps found" in errors[0]
+    assert "test data      5 images, 5 labels" in capsys.readouterr().out
+    assert [*report["data"]] == ["test data"]
+    shutil.rmtree(copied / "images")
+    errors, report = faulty(copied, tmp_path / "output")
+    assert len(errors) == 2 and report["data"] == {}
+
+
+def test_other_classes_are_told_beside_the_counts(folder_data, tmp_path, capsys):
+    other = "dataloader.test.0.dataset.classes=[disc,sky,field]"
+    errors, report = faulty(folder_data, tmp_path / "output", other)
+    assert len(errors) == 1 and "other classes" in errors[0] and "same order" in errors[0]
+    assert len(report["data"]) == 2
+    other = "dataloader.test.0.dataset.classes=[disc,field,sky,cloud]"
+    errors, report = faulty(folder_data, tmp_path / "output", other)
+    assert "the model has 3 classes, the data set 4" in errors[0]
+    assert ["cloud", "-", "-", "0", "0.00%"] in [
+        line.split() for line in capsys.readouterr().out.splitlines()
+    ]
+
+
+def test_classes_without_images_are_told_beside_the_others(class_folders, tmp_path):
+    shutil.rmtree(class_folders / "val/disc")
+    (class_folders / "val/disc").mkdir()
+    save(noise(40, 48), class_folders / "val/unknown/0.png")
+    config = str(ROOT / "configs/segformer_imgnet1k_pretrain.py")
+    overrides = (f"data.root={class_folders}", "cfg.num_classes=3", "train.global_batch_size=4")
+    with pytest.raises(InputError, match="^2 errors in the data"):
+        main([config, *overrides, "--output", str(tmp_path / "output")])
+    report = json.loads((tmp_path / "output/report.json").read_text())
+    assert report["data"]["test data"]["images"] == 2
+    expected = ("disc: no image in the folder", "class 'unknown' (1 such)")
+    assert all(part in error for part, error in zip(expected, report["errors"], strict=True))
+
+
+# ---- What is read but worth a word ---------------------------------------------------------------
+
+
+def test_copies_within_a_split_are_told(copied, tmp_path):
+    for name in ("01", "02"):
+        image = cv2.imread(str(copied / "images/train/07.png"))
+        cv2.imwrite(str(copied / f"images/train/{name}.png"), image, [16, 9])
+    found = inspect(dataset(copied), "data")
+    first = str(copied / "images/train/01.png")
+    assert found.copies == [(first, str(copied / f"images/train/{n}.png")) for n in ("02", "07")]
+    (note,) = check(copied, tmp_path / "output", "--sample", "0")["notes"]
+    assert "2 of 12 images of the training data are copies of others in it" in note
+    assert f"{copied}/images/train/02.png = {first}" in note
+    report = json.loads((tmp_path / "output/report.json").read_text())
+    assert len(report["data"]["training data"]["copies"]) == 2
+
+
+def test_remarks_are_counted_with_names(copied, tmp_path):
+    images = copied / "images/train"
+    for name, exif_label in (("00", (96, 80)), ("01", (80, 96)), ("02", (80, 96))):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        with Image.open(images / f"{name}.png") as file:
+            file.load()
+            file.save(images / f"{name}.png", exif=exif)
+        save(np.zeros(exif_label, np.uint8), copied / f"annotations/train/{name}.png")
+    with Image.open(images / "03.png") as file:
+        file.convert("RGBA").save(images / "03.png")
+        picture = file.convert("RGBA")
+    picture.putpixel((0, 0), (1, 2, 3, 4))
+    picture.save(images / "04.png")
+    data = (images / "05.png").read_bytes()
+    (images / "05.png").write_bytes(data[:-12])
+    save(np.zeros((80, 96), bool), copied / "annotations/train/06.png")
+    found = inspect(dataset(copied), "data")
+    counts = {
+        remark: [Path(path).stem for path in paths] for remark, paths in found.remarks.items()
+    }
+    assert counts == {
+        remarks.TURNED: ["00"],
+        remarks.AS_STORED: ["01", "02"],
+        remarks.ALPHA: ["04"],
+        remarks.UNFINISHED: ["05"],
+        remarks.ONE_BIT: ["06"],
+    }
+    notes = check(copied, tmp_path / "output", "--sample", "0")["notes"]
+    expected = (
+        f"2 files of the training data: {remarks.AS_STORED}: {images}/01.png, {images}/02.png"
+    )
+    assert expected in notes and len(notes) == 5
+
+
+# ---- Labels of 0 and 255 -------------------------------------------------------------------------
+
+
+def masks(root: Path, values, count=6, classes=("a", "b"), share=0.1) -> SegmentationFolder:
+    """`count` labels whose pixels are values[0], but a share values[1], values[2] and so on."""
+    for index in range(count):
+        label = np.full((20, 20), values[0], np.uint8)
+        for place, value in enumerate(values[1:]):
+            label.ravel()[place * 100 : place * 100 + int(400 * share)] = value
+        save(noise(20, 20, index), root / f"images/train/{index}.png")
+        save(label, root / f"annotations/train/{index}.png")
+    return SegmentationFolder(root, "train", classes, [])
+
+
+@pytest.mark.parametrize(
+    ("values", "classes", "share", "is_told"),
+    [
+        ((0, 255), ("a", "b"), 0.1, True),
+        ((0, 255), ("a", "b"), 0.0025, True),  # small things on one class
+        ((0, 1, 255), ("a", "b", "c"), 0.1, True),
+        ((0, 1, 255), ("a", "b", "c"), 0.0025, False),
+        ((0, 1, 255), ("a", "b"), 0.1, False),  # no class is missing
+        ((0, 1), ("a", "b", "c"), 0.1, False),  # nothing is ignored
+    ],
+)
+def test_the_class_that_was_drawn_as_255_is_told(tmp_path, values, classes, share, is_told):
+    data = masks(tmp_path, values, classes=classes, share=share)
+    note = inspect(data, "").ignored_class()
+    assert (note is not None) == is_told and quick_look(data) == note
+    if not is_told:
+        return
+    missing = len(values) - 1
+    assert f"class {classes[missing]!r} ({missing}) is in none of 6 labels, and {share:.1%}" in note
+    # The remedy that is told, done: the class is there.
+    command = re.search("python -c '(.*)' LABEL.png$", note)[1]
+    for path in data.labels:
+        before = np.asarray(Image.open(path))
+        arguments = ["-c", str(path)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", arguments)
+            exec(command, {})
+        expected = np.where(before == 255, missing, before)
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), expected)
+    assert inspect(data, "").ignored_class() is None and quick_look(data) is None
+
+
+def test_a_sample_gives_no_false_alarm(tmp_path, monkeypatch):
+    """Of many labels, only one class in all of the sample is told; rare classes are just rare."""
+    monkeypatch.setattr(inspection, "QUICK_LABELS", 4)
+    data = masks(tmp_path / "many", (0, 1, 255), count=12, classes=("a", "b", "c"))
+    assert inspect(data, "").ignored_class() and quick_look(data) is None
+    data = masks(tmp_path / "one", (0, 255), count=12, classes=("a", "b", "c"))
+    assert "class 'b' (1) is in none of 4 labels" in quick_look(data)
+    Path(data.labels[0]).write_bytes(b"?")
+    assert quick_look(data)
+    data.labels = None
+    assert quick_look(data) is None
+
+
+def test_a_look_has_an_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(inspection, "QUICK_SECONDS", 0.0)
+    assert quick_look(masks(tmp_path, (0, 255))) is None
+
+
+def test_training_and_check_say_so(tmp_path, caplog):
+    root = tmp_path / "data"
+    for split in ("train", "val"):
+        masks(tmp_path, (0, 1, 255), classes=CLASSES)
+        for kind in ("images", "annotations"):
+            shutil.copytree(tmp_path / kind / "train", root / kind / split)
+    notes = check(root, tmp_path / "output", "--sample", "0")["notes"]
+    told = [note for note in notes if "class 'sky' (2) is in none of 6 labels, and 10.0%" in note]
+    assert [note.split(":")[0] for note in told] == ["training data", "test data"]
+    sizes = ("train.num_accumulation_steps=1", "train.train_micro_batch_size=2")
+    cfg = load_config(CONFIG_FILE, tiny_run(root, tmp_path, *sizes))
+    setup_dist_util(cfg.train.dist)
+    with caplog.at_level("WARNING", logger="libai"):
+        logging.getLogger("libai").propagate = True
+        SegformerTrainer.build_train_loader(cfg)
+    assert "Training data: class 'sky' (2) is in none of 6 labels" in caplog.text
 
 
 def test_folder_of_the_output(folder_data, tmp_path, monkeypatch):

@@ -9,8 +9,9 @@ import PIL.Image
 import pytest
 from flowvision.data import auto_augment
 from libai.config import instantiate
+from omegaconf import OmegaConf
 
-from projects.SegFormer.configs.data.imagenet import dataloader
+from projects.SegFormer.configs.data.imagenet import data, dataloader
 from projects.SegFormer.dataset import classification_transforms
 from projects.SegFormer.dataset.build import build_test_loader
 from projects.SegFormer.dataset.classification import ClassificationFolder, ImageNet
@@ -259,8 +260,14 @@ def test_nothing_is_erased_at_probability_0():
 # ---- All of them ------------------------------------------------------------------------------
 
 
+def imagenet_transforms():
+    cfg = OmegaConf.create({"data": data, "dataloader": {}}, flags={"allow_objects": True})
+    cfg.dataloader.transforms = dataloader["train"]["dataset"]["transforms"]
+    return instantiate(cfg.dataloader.transforms)
+
+
 def test_a_sample_depends_on_its_rng_alone():
-    transforms = Compose(instantiate(dataloader["train"]["dataset"]["transforms"]))
+    transforms = Compose(imagenet_transforms())
     image = photo(120, 160)
     original = image.copy()
 
@@ -326,7 +333,7 @@ def test_sample(root):
 
 def test_class_survives_the_augmentation(root):
     """RandomFlip mirrors label maps, too; a class is none."""
-    transforms = instantiate(dataloader["train"]["dataset"]["transforms"])
+    transforms = imagenet_transforms()
     dataset = ClassificationFolder(root, "val", transforms)
     samples = [dataset[Draw(1, position)] for position in range(8)]
     assert all(type(label) is int and label == 2 for _, label in samples)
@@ -370,6 +377,22 @@ def test_folders_that_are_wrong(root, tmp_path_factory):
     with pytest.raises(InputError) as error:
         ClassificationFolder(root, "train", [])
     one_line(error, root / "train/dog", "no image")
+
+
+def test_three_channels_and_pixels_as_they_are_stored(root):
+    """As torchvision reads them: an orientation is not applied."""
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    path = root / "train/ant/x.jpg"
+    with PIL.Image.open(path) as file:
+        stored = np.asarray(file)
+        file.save(path, exif=exif, quality=100)
+    dataset = ClassificationFolder(root, "train", [])
+    image, _ = dataset.load(dataset.images.index(str(path)))
+    assert image.shape == stored.shape and image.shape[0] != image.shape[1]
+    with pytest.raises(InputError) as error:
+        ClassificationFolder(root, "train", [], num_channels=4)
+    one_line(error, "cfg.num_channels=4", "set cfg.num_channels=3")
 
 
 def test_broken_image(root):

@@ -10,6 +10,7 @@ from data_files import noise, raises_line, save
 from projects.SegFormer.dataset import cityscapes
 from projects.SegFormer.dataset.cityscapes import Cityscapes
 from projects.SegFormer.dataset.folder import SegmentationFolder, distinct_palette
+from projects.SegFormer.dataset.remarks import listening
 from projects.SegFormer.dataset.sampler import Draw
 from projects.SegFormer.dataset.segmentation import SegmentationDataset
 from projects.SegFormer.dataset.transforms import (
@@ -131,6 +132,67 @@ def test_folder_matches_by_relative_path(tmp_path):
     names = [str(path.relative_to(tmp_path / "images/train")) for path in dataset.images]
     assert names == ["a.PNG", "b.tif", "c/a.bmp", "c/b.c.jpeg", "d.webp"]
     assert [dataset.load(i)[1][0, 0] for i in range(5)] == [0, 1, 2, 3, 0]
+
+
+def test_what_is_no_data_is_left_out(tmp_path):
+    make_folder(tmp_path)
+    for kind in ("images", "annotations"):
+        for name in (
+            *(".ipynb_checkpoints/a-checkpoint.png", "__MACOSX/a.png", ".hidden/b.png", ".b.png"),
+            *("c/.ipynb_checkpoints/d.png", "c/__MACOSX/._d.png"),
+        ):
+            save(label_map(), tmp_path / kind / "train" / name)
+        (tmp_path / kind / "train" / "Thumbs.db").write_bytes(b"?")
+        (tmp_path / kind / "train" / "Thumbs.db.png").mkdir()
+    assert len(folder(tmp_path)) == 5
+
+
+def test_links_are_followed_once(tmp_path):
+    """A folder elsewhere is walked through; one above or beside it is not, and so has an end."""
+    elsewhere = tmp_path / "elsewhere"
+    make_folder(elsewhere, ["x", "y/z"])
+    root = make_folder(tmp_path / "root")
+    for kind in ("images", "annotations"):
+        place = root / kind / "train"
+        (place / "more").symlink_to(elsewhere / kind / "train")
+        (elsewhere / kind / "train/back").symlink_to(place)
+        for i in range(8):
+            (place / f"loop{i}").symlink_to("..")
+            (place / "c" / f"loop{i}").symlink_to(place)
+        (place / "file.png").symlink_to(place / "a.png")
+        (place / "nothing").symlink_to("nowhere")
+    place = root / "images/train"
+    names = [path.relative_to(place).as_posix() for path in folder(root).images]
+    expected = ("a", "b", "c/d", "c/e", "f", "file", "more/x", "more/y/z")
+    assert names == [f"{name}.png" for name in expected]
+
+
+def test_known_layouts_have_the_same_walk(tmp_path):
+    make_cityscapes(tmp_path)
+    for kind, suffix in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelIds")):
+        for city in (".ipynb_checkpoints", "__MACOSX", "aachen/deeper"):
+            save(noise(5, 7), tmp_path / kind / "train" / city / f"a_{suffix}.png")
+    assert len(Cityscapes(tmp_path, "train", [])) == 2
+
+
+def test_all_faults_are_told_to_who_listens(tmp_path):
+    """And the data set is made of what is left."""
+    make_folder(tmp_path)
+    save(noise(), tmp_path / "images/train/a.jpg")
+    for index in range(7):
+        save(label_map(), tmp_path / f"annotations/train/alone{index}.png")
+    (tmp_path / "annotations/train/b.png").unlink()
+    with listening() as heard:
+        dataset = folder(tmp_path)
+    assert [path.stem for path in dataset.images] == ["a", "d", "e", "f"]
+    assert [path.stem for path in dataset.labels] == ["a", "d", "e", "f"]
+    twice, no_label, no_image = heard.faults
+    assert "the same name as" in twice
+    assert "1 of 5 files have no label: images/train/b.png;" in no_label
+    names = ", ".join(f"annotations/train/alone{index}.png" for index in range(7))
+    assert f"7 of 11 files have no image: {names};" in no_image
+    with raises_line("the same name as"):
+        folder(tmp_path)
 
 
 def test_folder_with_other_names(tmp_path):

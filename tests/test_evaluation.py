@@ -121,7 +121,7 @@ def test_worst_images_are_those_of_lowest_miou(count):
     expected = sorted(scores, key=lambda index: (scores[index], index))[:count]
 
     def entries_of(indices) -> list:
-        worst = WorstImages(SimpleNamespace(classes=["a", "b"]), count)
+        worst = WorstImages(SimpleNamespace(classes=["a", "b"], ignore_index=255), count)
         for index in indices:
             worst.update(index, predictions[index], labels[index])
         return worst.entries()

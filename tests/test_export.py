@@ -1,6 +1,7 @@
 """tools/export.py: what ONNX Runtime makes of the graph, against OneFlow, transformers, PyTorch."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 import transformers
 
 from conftest import CLASSES, CONFIG, tiny_run
+from projects.SegFormer.evaluation import prediction
 from projects.SegFormer.evaluation.onnx_model import OnnxModel
 from projects.SegFormer.model_utils.model_weights import state_of
 from projects.SegFormer.model_utils.onnx_graph import add_arg_max, to_onnx
@@ -123,6 +125,64 @@ def test_labels_are_the_arg_max_of_interpolated_logits(exported, shape):
     clear = (best - second > 1e-4).numpy()  # elsewhere rounding decides
     assert clear.mean() > 0.99
     np.testing.assert_array_equal(labels[clear], logits.argmax(1).numpy()[clear])
+
+
+@pytest.mark.slow
+def test_memory_grows_with_the_pixels(tmp_path):
+    """Of a 1536x1536 image the scores of the first block alone would be 1.4 GB at once."""
+    onnx.save(graph_of(random_model(**BLOCKS)), str(tmp_path / "model.onnx"))
+    script = """if True:
+        import resource, sys
+        import numpy, onnxruntime
+        session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+        session.run(None, {"images": numpy.zeros((1, 3, 1536, 1536), numpy.float32)})
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    """
+    command = [sys.executable, "-c", script, str(tmp_path / "model.onnx")]
+    peak = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert peak < 1e6  # kB
+
+
+def with_body(graph: onnx.ModelProto, change) -> bytes:
+    """The graph, with `change` made to the body of its first Scan."""
+    graph = onnx.ModelProto.FromString(graph.SerializeToString())
+    node = next(node for node in graph.graph.node if node.op_type == "Scan")
+    change(next(it.g for it in node.attribute if it.name == "body"), node)
+    return graph.SerializeToString()
+
+
+def larger_operator(body, node):
+    body.node.append(onnx.helper.make_node("Expand", [body.input[0].name, "s"], ["huge"], "huge"))
+
+
+def own_constants(body, node):
+    body.initializer.append(onnx.numpy_helper.from_array(np.zeros(3, np.float32), "mine"))
+
+
+def scan_in_a_scan(body, node):
+    body.node.append(onnx.NodeProto.FromString(node.SerializeToString()))
+
+
+def another_loop(body, node):
+    node.op_type = "Loop"
+
+
+def other_domain(body, node):
+    body.node[0].domain = "com.microsoft"
+
+
+def only_constants(body, node):
+    body.node.append(onnx.helper.make_node("MatMul", ["gelu.one", "gelu.one"], ["c"], "c"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [larger_operator, own_constants, scan_in_a_scan, another_loop, other_domain, only_constants],
+)
+def test_bodies_that_are_not_attention_are_refused(exported, change):
+    assert OnnxModel(with_body(exported[1], lambda body, node: None)).num_classes in (3, 5)
+    with pytest.raises(InputError, match="is not a model of tools/export.py"):
+        OnnxModel(with_body(exported[1], change))
 
 
 def test_logits_are_those_of_transformers(tmp_path):
@@ -334,7 +394,7 @@ def test_no_place_to_write(weights, folder_data, tmp_path):
 
 def test_other_number_of_classes(weights, folder_data, tmp_path):
     two = "dataloader.test.0.dataset.classes=[one,two]"
-    with pytest.raises(InputError, match="has 3 classes, the data of .*camvid.py 2"):
+    with pytest.raises(InputError, match="has 3 classes, the data of the config 2"):
         export.main(
             ["--config", CONFIG, "--weights", str(weights), "--output", str(tmp_path / "m.onnx")]
             + [*tiny_run(folder_data, tmp_path), two]
@@ -364,7 +424,7 @@ def test_weights_of_another_kind(model_onnx, tmp_path, engine, file, classes, wo
     onnx.save(graph, str(tmp_path / "labels.onnx"))
     (tmp_path / "broken.onnx").write_bytes(model_onnx.read_bytes()[:1000])
     with pytest.raises(InputError, match=words):
-        predict.load_model(engine, str(tmp_path / file), {}, classes)
+        prediction.load_model(engine, str(tmp_path / file), {}, classes)
 
 
 def test_onnx_runtime_is_missing(model_onnx, monkeypatch):

@@ -216,6 +216,23 @@ def test_tiles_of_a_pixel(monkeypatch):
     np.testing.assert_array_equal(Inference()(network, images, (9, 7)), at_once)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        dict(crop_size=(48, 64)),
+        dict(crop_size=(48, 64), stride=(20, 33), scales=(0.5, 1.0, 1.75), flip=True),
+        dict(resize=(40, 200), divisor=32, flip=True),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("size", [(40, 50), (97, 131)])
+def test_passes_are_how_often_the_network_runs(settings, size):
+    network, inference = Network(), Inference(**settings)
+    inference(network, np.zeros((1, 3, *size), np.float32), size)
+    assert inference.passes(size) == len(network.sizes)
+
+
 @pytest.mark.slow
 def test_memory_of_a_large_image():
     """Logits of 150 classes at 2000x3000 would be 3.6 GB; a tile is 4 MB."""

@@ -28,6 +28,14 @@ def test_names_are_bytes(tmp_path, name):
     assert os.listdir(os.fsencode(tmp_path)) == [os.fsencode(name) + b".png"]
 
 
+def test_labels_of_16_bits(tmp_path):
+    labels = np.array([[0, 255, 256], [300, 70, 65535]], np.uint16)
+    write_png(tmp_path / "a.png", labels)
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.mode == "I;16"
+        np.testing.assert_array_equal(picture, labels)
+
+
 def test_whole_or_not_at_all(tmp_path):
     write_png(tmp_path / "a.png", noise())
     before = (tmp_path / "a.png").read_bytes()

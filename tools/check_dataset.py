@@ -4,14 +4,14 @@
 
 It reads every file of the training and the test data, counts the classes, draws augmented training
 samples with their labels, and measures how fast they come. FOLDER gets report.json with all counts,
-and samples.png. The exit code is 1 if a file, or the number of classes, would stop a training.
+and samples.png. The exit code is 1 if a file, one that is missing, or the number of classes would
+stop a training; the report has all there is all the same.
 """
 
 import projects.SegFormer.engine.process  # noqa: F401
 
 import argparse
 import os
-import sys
 import time
 from itertools import islice
 from pathlib import Path
@@ -23,11 +23,14 @@ from omegaconf import DictConfig
 
 from projects.SegFormer.dataset.build import Loader
 from projects.SegFormer.dataset.classification import ClassificationFolder
+from projects.SegFormer.dataset.image_files import as_rgb
 from projects.SegFormer.dataset.inspection import Dataset, Inspection, images_in_both, inspect
+from projects.SegFormer.dataset.remarks import listening
 from projects.SegFormer.dataset.sampler import InfiniteSampler
 from projects.SegFormer.dataset.transforms import IGNORE_INDEX, Normalize
+from projects.SegFormer.engine import command_line
 from projects.SegFormer.engine.config import load_config
-from projects.SegFormer.engine.trainer import check_classes
+from projects.SegFormer.engine.trainer import check_data
 from projects.SegFormer.evaluation.pictures import write_png
 from projects.SegFormer.evaluation.visualize import (
     PAPER,
@@ -49,17 +52,15 @@ MEASURED_SAMPLES, MEASURED_SECONDS, MEASURED_BATCH = 200, 10, 8
 
 
 def main(arguments: list[str]) -> None:
-    """Raises InputError: at the end if the data has errors, before if it cannot be looked at."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # names of files and classes may be anything
+    """Raises InputError: at the end if the data has errors, before if the config has."""
     args = _parser().parse_intermixed_args(arguments)
     if args.sample < 0:
         raise InputError(f"--sample {args.sample}: expected a number of samples, 0 for no sheet")
     cfg = load_config(args.config, args.overrides)
-    datasets = build_datasets(cfg)
+    datasets, errors = build_datasets(cfg)
     folder = Path(args.output or Path("output/check_dataset", Path(args.config).stem))
     os.makedirs(folder, exist_ok=True)
 
-    errors = class_errors(cfg, datasets)
     found = {name: inspect(dataset, name) for name, dataset in datasets.items()}
     errors += [error for inspection in found.values() for error in inspection.errors]
     report = {
@@ -68,22 +69,24 @@ def main(arguments: list[str]) -> None:
         "data": {name: inspection.to_dict() for name, inspection in found.items()},
         "notes": notes(found),
     }
-    print(format_counts(found), format_classes(found), sep="\n\n", end="\n\n")
+    if found:
+        print(format_counts(found), format_classes(found), sep="\n\n", end="\n\n")
     for note in report["notes"]:
         print("note:", note)
 
-    draws = args.sample + len(found[TRAINING].errors)
-    samples = take_samples(datasets[TRAINING], cfg.train.seed, draws)[: args.sample]
-    if samples:
-        file = folder / "samples.png"
-        write_png(file, draw_sheet(datasets[TRAINING], samples))
-        print(f"{len(samples)} augmented training samples: {file}")
-    if not found[TRAINING].errors:
+    if TRAINING in found:
+        broken = len(found[TRAINING].errors)
+        samples = take_samples(datasets[TRAINING], cfg.train.seed, args.sample + broken)
+        if samples := samples[: args.sample]:
+            file = folder / "samples.png"
+            write_png(file, draw_sheet(datasets[TRAINING], samples))
+            print(f"{len(samples)} augmented training samples: {file}")
         try:
-            report["training_loader"] = measure(cfg, datasets[TRAINING])
-            print("training loader:", format_speed(report["training_loader"]))
+            if not broken:
+                report["training_loader"] = measure(cfg, datasets[TRAINING])
+                print("training loader:", format_speed(report["training_loader"]))
         except InputError as error:  # the transforms, or samples that do not make a batch
-            errors.append(str(error))
+            errors += [str(error)] if str(error) not in errors else []
 
     file = folder / "report.json"
     write_json(file, {**report, "errors": errors})
@@ -97,32 +100,35 @@ def main(arguments: list[str]) -> None:
     raise InputError(f"{count} in the data{more}; all are in {file}")
 
 
-def build_datasets(cfg: DictConfig) -> dict[str, Dataset]:
-    """The data sets of the config by name, the training data first.
+def build_datasets(cfg: DictConfig) -> tuple[dict[str, Dataset], list[str]]:
+    """The data sets of the config by name, the training data first; and what is wrong with them.
 
-    Raises InputError for what a data set cannot be made of, and for classes that differ.
+    Images and labels that stand alone are left out of a data set, one that cannot be made at all is
+    not there: the others are.
     """
     cfg.dataloader.train.dataset.seed = cfg.train.seed  # as the trainer does
-    datasets = {TRAINING: instantiate(cfg.dataloader.train.dataset)}
-    for number, loader in enumerate(cfg.dataloader.test):
-        name = TEST if len(cfg.dataloader.test) == 1 else f"{TEST} {number}"
-        datasets[name] = instantiate(loader.dataset)
-        if datasets[name].classes != datasets[TRAINING].classes:
-            raise InputError(
-                f"dataloader.test.{number}.dataset has other classes than "
-                f"dataloader.train.dataset: {datasets[name].classes[:3]} ... and "
-                f"{datasets[TRAINING].classes[:3]} ...; give both the same, in the same order"
-            )
-    return datasets
-
-
-def class_errors(cfg: DictConfig, datasets: dict[str, Dataset]) -> list[str]:
-    """What the trainer would say to the number of classes: one line or none."""
-    try:
-        check_classes(cfg, datasets[TRAINING])
-    except InputError as error:
-        return [str(error)]
-    return []
+    tests = cfg.dataloader.test
+    settings = {TRAINING: cfg.dataloader.train.dataset}
+    for number, loader in enumerate(tests):
+        settings[TEST if len(tests) == 1 else f"{TEST} {number}"] = loader.dataset
+    datasets, errors = {}, []
+    for name, setting in settings.items():
+        with listening() as heard:
+            try:
+                dataset = instantiate(setting)
+                datasets[name] = dataset
+                check_data(cfg, dataset)
+                if dataset.classes != datasets.get(TRAINING, dataset).classes:
+                    raise InputError(
+                        f"dataloader.test: the {name} has other classes than "
+                        f"dataloader.train.dataset: {dataset.classes[:3]} ... and "
+                        f"{datasets[TRAINING].classes[:3]} ...; give both the same, in the same "
+                        "order"
+                    )
+            except InputError as error:
+                heard.faults.append(str(error))
+        errors += [fault for fault in heard.faults if fault not in errors]
+    return datasets, errors
 
 
 def notes(found: dict[str, Inspection]) -> list[str]:
@@ -136,11 +142,28 @@ def notes(found: dict[str, Inspection]) -> list[str]:
                 f"{len(absent)} of {len(inspection.classes)} classes occur nowhere in the {name}: "
                 f"{', '.join(absent[:LISTED])}{more}"
             )
-        both = [] if name == TRAINING else images_in_both(found[TRAINING], inspection)
+        if ignored := inspection.ignored_class():
+            lines.append(f"{name}: {ignored}")
+        copies = inspection.copies
+        if copies:
+            lines.append(
+                f"{len(copies)} of {inspection.images} images of the {name} are copies of others "
+                f"in it, pixel for pixel: {copies[0][1]} = {copies[0][0]}"
+                f"{', ...' if len(copies) > 1 else ''}"
+            )
+        if TRAINING in found and name != TRAINING:
+            both = images_in_both(found[TRAINING], inspection)
+        else:
+            both = []
         if both:
             lines.append(
                 f"{len(both)} of {inspection.images} images of the {name} also in the {TRAINING}, "
                 f"pixel for pixel: {both[0][1]} = {both[0][0]}{', ...' if len(both) > 1 else ''}"
+            )
+        for remark, files in inspection.remarks.items():
+            more = ", ..." if len(files) > 3 else ""
+            lines.append(
+                f"{len(files)} files of the {name}: {remark}: {', '.join(files[:3])}{more}"
             )
     return lines
 
@@ -184,29 +207,35 @@ def _format_sizes(inspection: Inspection) -> str:
 
 def format_classes(found: dict[str, Inspection]) -> str:
     """A table with a line a class; of many the most frequent and the rarest that occur at all."""
-    training = found[TRAINING]
-    order, left_out = range(len(training.classes)), 0
+    figures = {
+        name: dict(zip(inspection.classes, zip(inspection.class_images, inspection.shares())))
+        for name, inspection in found.items()
+    }
+    order = [*dict.fromkeys(name for classes in figures.values() for name in classes)]
+    left_out = 0
     if len(order) > 2 * LISTED:
-        order = np.argsort(-training.shares(), kind="stable")
+        first = next(iter(figures.values()))
+        order.sort(key=lambda name: -first.get(name, (0, 0))[1])
         order = [
-            i for i in order if any(inspection.class_images[i] for inspection in found.values())
+            name
+            for name in order
+            if any(classes.get(name, (0,))[0] for classes in figures.values())
         ]
         left_out = max(0, len(order) - 2 * LISTED)
         order = [*order[:LISTED], *order[LISTED + left_out :]]
-    names = {index: drawable(training.classes[index]) for index in order}
-    width = max(len(name) for name in ("class", *names.values()))
-    shares = {name: inspection.shares() for name, inspection in found.items()}
-    share_head = "pixels" if training.kind == "pixels" else "share"
+    width = max(len(name) for name in ("class", *map(drawable, order)))
+    share_head = "pixels" if next(iter(found.values())).kind == "pixels" else "share"
     lines = [
         " " * width + "".join(f"{name:>21}" for name in found),
         f"{'class':<{width}}" + f"{'images':>12}{share_head:>9}" * len(found),
     ]
-    for index in order:
-        line = f"{names[index]:<{width}}"
-        for name, inspection in found.items():
+    for name in order:
+        line = f"{drawable(name):<{width}}"
+        for data, inspection in found.items():
             cells = ("-", "-")
-            if inspection.labels:
-                cells = (f"{inspection.class_images[index]:,}", f"{shares[name][index]:.2%}")
+            if inspection.labels and name in figures[data]:
+                images, share = figures[data][name]
+                cells = (f"{images:,}", f"{share:.2%}")
             line += f"{cells[0]:>12}{cells[1]:>9}"
         lines.append(line)
     if left_out:
@@ -298,13 +327,13 @@ def draw_sheet(dataset: Dataset, samples: list[tuple[int, np.ndarray, object]]) 
 
 
 def _shown(dataset: Dataset, image: np.ndarray) -> np.ndarray:
-    """A transformed image, (3, H, W) float32, in colours again: (H, W, 3) uint8."""
+    """A transformed image, (C, H, W) float32, in colours again: (H, W, 3) uint8."""
     image = image.transpose(1, 2, 0)
     for transform in dataset.transforms.transforms:
         if isinstance(transform, Normalize):
             black, white = transform.table[0, 0], transform.table[0, 255]
             image = (image - black) / (white - black) * 255
-    return np.rint(image).clip(0, 255).astype(np.uint8)
+    return as_rgb(np.rint(image).clip(0, 255).astype(np.uint8))
 
 
 def _scaled(array: np.ndarray) -> np.ndarray:
@@ -334,9 +363,7 @@ def _padded(tile: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n", 1)[0], formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__)
     parser.add_argument("config", metavar="CONFIG", help="config file")
     parser.add_argument(
         "--sample", type=int, default=8, metavar="N", help="samples in the sheet, 8 without"
@@ -347,8 +374,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except (InputError, OSError) as error:
-        sys.stdout.flush()
-        sys.exit(f"error: {error}")
+    command_line.run(main)

@@ -30,6 +30,7 @@ from projects.SegFormer.engine import command_line
 from projects.SegFormer.engine.checkpoint import RECORD
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.engine.libai_mends import mend_libai
+from projects.SegFormer.evaluation.prediction import classes_and_palette, mean_and_std
 from projects.SegFormer.model_utils.huggingface_config import (
     ARCHITECTURES,
     class_names,
@@ -68,7 +69,6 @@ from projects.SegFormer.modeling.segformer_model import (
     SegformerForSemanticSegmentation,
 )
 from projects.SegFormer.modeling.settings import STAGE_SETTINGS, check_settings
-from projects.SegFormer.tools.predict import classes_and_palette, mean_and_std
 
 MODELS = dict(
     zip(ARCHITECTURES, (SegformerForSemanticSegmentation, SegformerForImageClassification))

@@ -1,12 +1,14 @@
 """A trained model as an ONNX file, for ONNX Runtime and others that read the format.
 
-    python tools/export.py --config configs/segformer_city.py --weights output/model_best \
+    python tools/export.py --config configs/segformer_city.py --weights output/model_best \\
         --output model.onnx [--arg-max] [--int8] [key=value ...]
 
 The graph takes `images`, float32 (N, 3, H, W), of any number and any size from 32x32, normalised
 with the mean and std that are, with the names of the classes, in the file's metadata as JSON. It
 gives `prediction_scores`, the logits (N, classes, H / 4, W / 4), or with --arg-max `labels`, int64
 (N, H, W). ONNX Runtime has to agree with OneFlow before the file is written.
+
+Without --config counts what lies beside the weights, as in tools/predict.py.
 
 --int8 quantises the encoder, calibrated on images of the config's training data, and evaluates both
 forms on its test data as the config's `inference` and `train.evaluation.eval_iter` say.
@@ -16,7 +18,6 @@ import projects.SegFormer.engine.process  # noqa: F401
 
 import argparse
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -24,19 +25,17 @@ import numpy as np
 import oneflow as flow
 import onnx
 from libai.config import instantiate
-from libai.utils import distributed as dist
 
-from projects.SegFormer.engine.config import load_config
-from projects.SegFormer.engine.libai_mends import mend_libai
+from projects.SegFormer.engine import command_line
 from projects.SegFormer.evaluation.evaluate import evaluate_segmentation
 from projects.SegFormer.evaluation.inference import Inference, build_inference
 from projects.SegFormer.evaluation.onnx_model import OnnxModel, open_session
+from projects.SegFormer.evaluation.prediction import prediction_of
+from projects.SegFormer.evaluation.result_files import check_folder
 from projects.SegFormer.model_utils.model_weights import whole
 from projects.SegFormer.model_utils.onnx_graph import IMAGES, LOGITS, add_arg_max, to_onnx
 from projects.SegFormer.model_utils.onnx_quantisation import quantise
-from projects.SegFormer.model_utils.segf_loader import load_weights
 from projects.SegFormer.modeling.errors import InputError
-from projects.SegFormer.tools.predict import classes_and_palette, mean_and_std
 
 TOLERANCE = 1e-4  # of a float32 logit
 SHAPES = ((1, 96, 160), (3, 65, 47))  # (N, H, W) of the images on which ONNX and OneFlow compare
@@ -47,20 +46,12 @@ def main(arguments: list[str]) -> None:
     args = _parser().parse_args(arguments)
     if os.path.exists(args.output):
         raise InputError(f"{args.output} is already there: remove it, or choose another --output")
-    cfg = load_config(args.config, args.overrides)
-    mend_libai()
-    dist.setup_dist_util(cfg.train.dist)
-    dataset = cfg.dataloader.test[0].dataset
-    classes, _ = classes_and_palette(dataset)
-    model = load_weights(cfg.model.cfg, args.weights)
-    outputs = model.head.linear_pred.weight.shape[0]
-    if len(classes) != outputs:
-        raise InputError(
-            f"{args.weights} has {outputs} classes, the data of {args.config} {len(classes)}: "
-            "give the config of its training"
-        )
-    mean, std = mean_and_std(dataset) or ([0.0] * 3, [1.0] * 3)
-    graph = to_onnx(model, classes, mean, std)
+    check_folder(args.output)
+    prediction = prediction_of(args.config, args.weights, args.overrides, "oneflow")
+    model, cfg = prediction.model, prediction.cfg
+    if args.int8 and cfg is None:
+        raise InputError("--int8 needs --config, for the images that it is calibrated with")
+    graph = to_onnx(model, prediction.classes, prediction.mean, prediction.std)
     difference = largest_difference(model, graph)
     if args.int8:
         graph = to_int8(graph, cfg, model.ignore_index)
@@ -148,14 +139,15 @@ def write(graph: onnx.ModelProto, output: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n", 1)[0], formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = command_line.parser(__doc__)
+    parser.add_argument(
+        "--config",
+        help="config file, or config.yaml of a training; without it what lies beside the weights",
     )
-    parser.add_argument("--config", required=True, help="config file, or config.yaml of a training")
     parser.add_argument(
         "--weights",
         required=True,
-        help="checkpoint folder of a training or of Hugging Face, or a file of the paper's authors",
+        help="checkpoint or output folder of a training, folder of Hugging Face, or others",
     )
     parser.add_argument("--output", required=True, help="file to write, .onnx")
     parser.add_argument("--arg-max", action="store_true", help="labels at the size of the images")
@@ -165,7 +157,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    command_line.run(main)

@@ -1,167 +1,153 @@
 """Label maps of images, drawn for people.
 
-    python tools/predict.py --config configs/segformer_city.py --weights output/model_best \
+    python tools/predict.py --weights output/model_best --output predictions IMAGE_OR_FOLDER ...
+    python tools/predict.py --config configs/segformer_city.py --weights WEIGHTS \\
         --output predictions IMAGE_OR_FOLDER ... [key=value ...]
 
-For each image NAME it writes NAME_labels.png (class indices), NAME_colors.png and NAME_overlay.png,
-the image under the colours with a legend. Of a folder all images are taken, subfolders included.
-Images go through the network as the config's `inference` says. With `--engine onnx` the weights are
-a file of tools/export.py, which ONNX Runtime runs on the CPU.
+For each image NAME it writes NAME_labels.png (class indices; of 16 bits for more than 256 classes),
+NAME_colors.png and NAME_overlay.png, the image under the colours with a legend. Of a folder all
+images are taken, subfolders included, but nothing hidden and no results of an earlier prediction.
+
+WEIGHTS are an output folder of a training or a checkpoint in it, a folder of Hugging Face or of
+tools/convert_weights.py, a .onnx file of tools/export.py, which ONNX Runtime runs on the CPU, or
+others with the config that they belong to. Without --config counts what lies beside the weights:
+config.yaml, config.json and preprocessor_config.json, segformer.json, the metadata of the .onnx
+file. With it the config counts, and what disagrees is told.
+
+Images go through the network as the config's `inference` says: whole, unless
+`inference.resize=[512,2048]` scales them first or `inference.crop_size=[512,512]` cuts them into
+windows.
 """
 
 import projects.SegFormer.engine.process  # noqa: F401
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
 
-import numpy as np
-import oneflow as flow
-from libai.config import instantiate
-from libai.utils import distributed as dist
 from tqdm import tqdm
 
-from projects.SegFormer.dataset.folder import distinct_palette
-from projects.SegFormer.dataset.image_files import IMAGE_SUFFIXES, read_image
-from projects.SegFormer.dataset.transforms import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Compose,
-    Normalize,
-)
-from projects.SegFormer.engine.config import load_config
-from projects.SegFormer.engine.libai_mends import mend_libai
-from projects.SegFormer.evaluation.inference import Inference, build_inference
-from projects.SegFormer.evaluation.onnx_model import OnnxModel
+from projects.SegFormer.dataset.folders import walk
+from projects.SegFormer.dataset.image_files import IMAGE_SUFFIXES, as_rgb, read_image
+from projects.SegFormer.engine import command_line
 from projects.SegFormer.evaluation.pictures import write_png
+from projects.SegFormer.evaluation.prediction import prediction_of
+from projects.SegFormer.evaluation.result_files import check_folder, make_folder
 from projects.SegFormer.evaluation.visualize import colorize, overlay
-from projects.SegFormer.model_utils.segf_loader import load_weights
 from projects.SegFormer.modeling.errors import InputError, printable
 from projects.SegFormer.modeling.files import reason
+
+RESULTS = ("labels", "colors", "overlay")
 
 
 def main(arguments: list[str]) -> int:
     """The exit code: 1 if an image could not be read or its result not be written, else 0."""
     args = _parser().parse_args(arguments)
-    overrides = [word for word in args.images if "=" in word and not os.path.exists(word)]
-    cfg = load_config(args.config, overrides)
-    mend_libai()
-    dist.setup_dist_util(cfg.train.dist)
-    files = find_images([Path(path) for path in args.images if path not in overrides])
-    dataset = cfg.dataloader.test[0].dataset
-    classes, palette = classes_and_palette(dataset)
-    transform = Compose(instantiate(dataset.transforms))
-    inference = build_inference(cfg)
-    model = load_model(args.engine, args.weights, cfg.model.cfg, len(classes))
-
-    failed = 0
-    for name, file in tqdm(files.items(), unit="image", disable=None, file=sys.stderr):
+    check_folder(args.output)
+    overrides = [word for word in args.images if is_override(word)]
+    files = find_images([Path(it) for it in args.images if it not in overrides], args.output)
+    prediction = prediction_of(args.config, args.weights, overrides, args.engine)
+    progress = tqdm(files.items(), unit="image", disable=None, file=sys.stderr)
+    failed, is_told = 0, False
+    for name, file in progress:
         try:
-            image = read_image(file)
-            labels = predict(model, inference, transform, image)
+            image = read_image(file, prediction.channels)
+            images = prediction.network_input(image)
+            if not is_told and (text := prediction.too_large(images)):
+                is_told = True
+                tqdm.write(f"note: {printable(file)} {text}", file=sys.stderr)
+            labels = prediction.predict(images, image.shape[:2])
             target = Path(args.output) / name
-            os.makedirs(target.parent, exist_ok=True)
-            write_png(f"{target}_labels.png", labels)
-            write_png(f"{target}_colors.png", colorize(labels, palette))
-            write_png(f"{target}_overlay.png", overlay(image, labels, classes, palette))
+            make_folder(target.parent)
+            pictures = (
+                *(labels, colorize(labels, prediction.palette)),
+                overlay(as_rgb(image), labels, prediction.classes, prediction.palette),
+            )
+            for kind, picture in zip(RESULTS, pictures):
+                write_png(f"{target}_{kind}.png", picture)
         except Exception as error:  # whatever it is, the other images are done
             failed += 1
             told = isinstance(error, InputError)
-            text = str(error) if told else f"{file}: {type(error).__name__}: {reason(error)}"
-            tqdm.write(f"error: {text}", file=sys.stderr)
+            text = str(error) if told else f"{type(error).__name__}: {reason(error)}"
+            text = text if str(InputError(str(file))) in text else f"{file}: {text}"
+            tqdm.write(f"error: {InputError(text)}", file=sys.stderr)
     print(f"{len(files) - failed} of {len(files)} images segmented: see {printable(args.output)}")
     return 1 if failed else 0
 
 
-def load_model(engine: str, weights: str, libai_cfg, classes: int):
-    """The model that `engine` runs.
+def is_override(word: str) -> bool:
+    """Whether a word is a setting of the config and no image, there or missing."""
+    return (
+        re.match(r"[^/]*=", word) is not None
+        and not os.path.lexists(word)
+        and not word.lower().endswith(IMAGE_SUFFIXES)
+    )
 
-    Raises InputError for weights of the other engine, and for those that do not fit the config.
+
+def find_images(paths: list[Path], output: str = "") -> dict[str, Path]:
+    """Image files by the name that their results get.
+
+    Of a folder without results of an earlier prediction: those in a folder `output` within it, and
+    the pictures of an image that stand side by side. Raises InputError if there is no image.
     """
-    if (engine == "onnx") != weights.endswith(".onnx"):
-        raise InputError(
-            f"--engine {engine} does not take {weights}: "
-            "a .onnx file of tools/export.py belongs to --engine onnx, all other weights to oneflow"
-        )
-    if engine == "oneflow":
-        return load_weights(libai_cfg, weights)
-    model = OnnxModel(weights)
-    if model.num_classes != classes:
-        raise InputError(
-            f"{weights} has {model.num_classes} classes, the data of the config {classes}: "
-            "give the config that it was exported with"
-        )
-    return model
-
-
-def predict(model, inference: Inference, transform: Compose, image: np.ndarray) -> np.ndarray:
-    """The class index of each pixel of an RGB image: (H, W, 3) uint8 -> (H, W) uint8."""
-    transformed, _ = transform(image, None, np.random.default_rng(0))
-    images = np.ascontiguousarray(transformed.transpose(2, 0, 1)[None])
-    with flow.no_grad():
-        return inference(model, images, image.shape[:2])[0].astype(np.uint8)
-
-
-def find_images(paths: list[Path]) -> dict[str, Path]:
-    """Image files by the name that their results get. Raises InputError if there is none."""
-    found = {}
+    found, left_out = {}, 0
+    own = os.path.realpath(output) + os.sep
     for path in paths:
-        if path.is_dir():
-            found_here = (f for f in path.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
-            files = sorted(file for file in found_here if not file.is_dir())
+        is_folder = os.path.isdir(path)
+        files = [path]
+        if is_folder:
+            all_here = sorted(map(Path, walk(path, IMAGE_SUFFIXES)))
+            results, root = _results(all_here), os.path.realpath(path) + os.sep
+            if output and own != root:  # it may be within
+                results |= {it for it in all_here if os.path.realpath(it).startswith(own)}
+            files = [file for file in all_here if file not in results]
+            left_out += len(all_here) - len(files)
             if not files:
                 raise InputError(f"no images in {path}: expected {', '.join(IMAGE_SUFFIXES)}")
-        else:
-            files = [path]
         for file in files:
-            name = file.relative_to(path).with_suffix("") if path.is_dir() else Path(file.stem)
+            name = file.relative_to(path).with_suffix("") if is_folder else Path(file.stem)
             if str(name) in found:
                 raise InputError(
                     f"{found[str(name)]} and {file} would both be written as {name}: "
                     "give them in two runs with another --output"
                 )
             found[str(name)] = file
+    if not found:
+        raise InputError("no image was given: expected images or folders of images")
+    if left_out:
+        print(f"note: {left_out} results of an earlier prediction are left out", file=sys.stderr)
     return found
 
 
-def classes_and_palette(dataset) -> tuple[list[str], list]:
-    """Class names and colours of a data set in a config, without the data itself."""
-    if "classes" in dataset:
-        classes = list(dataset.classes)
-        palette = dataset.get("palette") or distinct_palette(len(classes))
-        return classes, [tuple(colour) for colour in palette]
-    target = dataset["_target_"]
-    if not hasattr(target, "PALETTE"):
-        raise InputError(
-            f"the data set of the config, {target.__name__}, has no colours for classes: "
-            "expected a config of segmentation"
-        )
-    return list(target.CLASSES), list(target.PALETTE)
-
-
-def mean_and_std(dataset) -> tuple[list[float], list[float]] | None:
-    """What the data set in a config normalises its images with; None if it does not."""
-    for transform in dataset.transforms:
-        if transform["_target_"] is Normalize:
-            mean, std = transform.get("mean", IMAGENET_MEAN), transform.get("std", IMAGENET_STD)
-            return list(mean), list(std)
-    return None
+def _results(files: list[Path]) -> set[Path]:
+    """Those of some files that are the pictures of one image, all that this tool writes of it."""
+    there, results = set(map(str, files)), set()
+    first = f"_{RESULTS[0]}.png"
+    for file in filter(lambda name: name.endswith(first), there):
+        pictures = {f"{file.removesuffix(first)}_{kind}.png" for kind in RESULTS}
+        if pictures <= there:
+            results |= set(map(Path, pictures))
+    return results
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n", 1)[0], formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = command_line.parser(__doc__)
+    parser.add_argument(
+        "--config",
+        help="config file, or config.yaml of a training; without it what lies beside the weights",
     )
-    parser.add_argument("--config", required=True, help="config file, or config.yaml of a training")
     parser.add_argument(
         "--weights",
         required=True,
-        help="checkpoint folder of a training, or of Hugging Face; a model.onnx for --engine onnx",
+        help="checkpoint or output folder of a training, folder of Hugging Face, or a .onnx file",
     )
     parser.add_argument("--output", required=True, help="folder for the results")
     parser.add_argument(
-        "--engine", choices=("oneflow", "onnx"), default="oneflow", help="what runs the model"
+        "--engine",
+        choices=("oneflow", "onnx"),
+        help="what runs the model; by default onnx for a .onnx file, else oneflow",
     )
     parser.add_argument(
         "images",
@@ -172,7 +158,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except (InputError, OSError) as error:
-        sys.exit(f"error: {error}")
+    command_line.run(main)

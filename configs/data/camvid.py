@@ -8,6 +8,8 @@ from libai.config import LazyCall
 from projects.SegFormer.dataset.build import build_test_loader, build_train_loader
 from projects.SegFormer.dataset.folder import SegmentationFolder
 from projects.SegFormer.dataset.transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     Normalize,
     Pad,
     PhotometricDistortion,
@@ -18,7 +20,7 @@ from projects.SegFormer.dataset.transforms import (
 
 # Holds images/{train,val}/*.jpg and annotations/{train,val}/*.png, class indices, 255 for no class.
 # `data.root=PATH` on the command line sets it for both splits.
-data = dict(root="data/camvid")
+data = dict(root="data/camvid", mean=IMAGENET_MEAN, std=IMAGENET_STD)
 crop = (256, 256)
 classes = {
     "Sky": (128, 128, 128),
@@ -33,7 +35,13 @@ classes = {
     "Pedestrian": (64, 64, 0),
     "Bicyclist": (0, 128, 192),
 }
-folder = dict(root="${data.root}", classes=list(classes), palette=list(classes.values()))
+folder = dict(
+    root="${data.root}",
+    classes=list(classes),
+    palette=list(classes.values()),
+    num_channels="${model.cfg.num_channels}",
+    ignore_index="${model.cfg.ignore_index}",
+)
 
 dataloader = dict(
     train=LazyCall(build_train_loader)(
@@ -45,7 +53,7 @@ dataloader = dict(
                 LazyCall(RandomCrop)(size=crop, cat_max_ratio=0.75),
                 LazyCall(RandomFlip)(prob=0.5),
                 LazyCall(PhotometricDistortion)(),
-                LazyCall(Normalize)(),
+                LazyCall(Normalize)(mean="${data.mean}", std="${data.std}"),
                 LazyCall(Pad)(size=crop),
             ],
         ),
@@ -54,7 +62,9 @@ dataloader = dict(
     test=[
         LazyCall(build_test_loader)(
             dataset=LazyCall(SegmentationFolder)(
-                **folder, split="val", transforms=[LazyCall(Normalize)()]
+                **folder,
+                split="val",
+                transforms=[LazyCall(Normalize)(mean="${data.mean}", std="${data.std}")],
             ),
             num_workers=2,
         )

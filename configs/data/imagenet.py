@@ -12,22 +12,28 @@ from projects.SegFormer.dataset.classification_transforms import (
     ResizeShortSide,
 )
 from projects.SegFormer.dataset.mixing import Mixing
-from projects.SegFormer.dataset.transforms import Normalize, RandomFlip
+from projects.SegFormer.dataset.transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Normalize,
+    RandomFlip,
+)
 
 # Holds train/<WordNet id>/*.JPEG and val, in folders like these or as it is downloaded.
 # `data.root=PATH` on the command line sets it for both splits.
-data = dict(root="data/imagenet")
+data = dict(root="data/imagenet", mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 dataloader = dict(
     train=LazyCall(build_train_loader)(
         dataset=LazyCall(ImageNet)(
             root="${data.root}",
+            num_channels="${model.cfg.num_channels}",
             split="train",
             transforms=[
                 LazyCall(RandomResizedCrop)(size=224, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)),
                 LazyCall(RandomFlip)(prob=0.5),
                 LazyCall(RandAugment)(magnitude=9.0, num_ops=2, magnitude_std=0.5),
-                LazyCall(Normalize)(),
+                LazyCall(Normalize)(mean="${data.mean}", std="${data.std}"),
                 LazyCall(RandomErasing)(prob=0.25),
             ],
         ),
@@ -47,11 +53,12 @@ dataloader = dict(
         LazyCall(build_test_loader)(
             dataset=LazyCall(ImageNet)(
                 root="${data.root}",
+                num_channels="${model.cfg.num_channels}",
                 split="val",
                 transforms=[
                     LazyCall(ResizeShortSide)(size=256),
                     LazyCall(CenterCrop)(size=224),
-                    LazyCall(Normalize)(),
+                    LazyCall(Normalize)(mean="${data.mean}", std="${data.std}"),
                 ],
             ),
             num_workers=8,

@@ -4,23 +4,39 @@ from libai.config import LazyCall
 
 from projects.SegFormer.dataset.build import build_test_loader, build_train_loader
 from projects.SegFormer.dataset.cityscapes import Cityscapes
-from projects.SegFormer.dataset.transforms import Normalize, RandomFlip
+from projects.SegFormer.dataset.transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Normalize,
+    RandomFlip,
+)
 
-data = dict(root="output/quickstart/data")
+data = dict(root="output/quickstart/data", mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
+# What both splits are told; of the model, what their images and labels must fit.
+shared = dict(
+    root="${data.root}",
+    num_channels="${model.cfg.num_channels}",
+    ignore_index="${model.cfg.ignore_index}",
+)
 dataloader = dict(
     train=LazyCall(build_train_loader)(
         dataset=LazyCall(Cityscapes)(
-            root="${data.root}",
+            **shared,
             split="train",
-            transforms=[LazyCall(RandomFlip)(prob=0.5), LazyCall(Normalize)()],
+            transforms=[
+                LazyCall(RandomFlip)(prob=0.5),
+                LazyCall(Normalize)(mean="${data.mean}", std="${data.std}"),
+            ],
         ),
         num_workers=1,
     ),
     test=[
         LazyCall(build_test_loader)(
             dataset=LazyCall(Cityscapes)(
-                root="${data.root}", split="val", transforms=[LazyCall(Normalize)()]
+                **shared,
+                split="val",
+                transforms=[LazyCall(Normalize)(mean="${data.mean}", std="${data.std}")],
             ),
             num_workers=1,
         )

@@ -37,6 +37,7 @@ from projects.SegFormer.engine.checkpoint import last_checkpoint
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.engine.writers import _drop_later_lines
 from projects.SegFormer.evaluation.onnx_model import OnnxModel
+from projects.SegFormer.evaluation.prediction import classes_and_palette
 from projects.SegFormer.model_utils.segf_loader import load_weights, open_in_any_format
 from projects.SegFormer.model_utils.weight_files import read_meta
 from projects.SegFormer.modeling.errors import InputError
@@ -44,7 +45,6 @@ from projects.SegFormer.modeling.segformer_model import SegformerForSemanticSegm
 from projects.SegFormer.tools.analyze import draw, read_metrics, summary
 from projects.SegFormer.tools.convert_weights import main as convert
 from projects.SegFormer.tools.get_flops import model_settings
-from projects.SegFormer.tools.predict import classes_and_palette
 
 SECONDS = 10  # of the processor's time, for one file
 TINY = dict(

@@ -86,6 +86,89 @@ def test_bombs_of_png(tmp_path, reader, bomb):
     assert outcome.peak < MEMORY
 
 
+def directory(following: int, tags: dict[int, int]) -> bytes:
+    """Of a TIFF file: tags of one number each, and where the next directory is."""
+    entries = b"".join(
+        struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items())
+    )
+    return struct.pack("<H", len(tags)) + entries + struct.pack("<I", following)
+
+
+GREY = {256: 64, 257: 64, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 64, 279: 4096}
+SIZE = len(directory(0, GREY))
+
+
+def pages(count: int, last: int) -> bytes:
+    """A TIFF file of pages of the same pixels; after the last comes the directory at `last`."""
+    places = [4104 + SIZE * index for index in range(count)]
+    parts = (directory(following, GREY) for following in [*places[1:], last])
+    return struct.pack("<2sHI", b"II", 42, places[0]) + bytes(4096) + b"".join(parts)
+
+
+def strips(**tags: int) -> bytes:
+    body = directory(0, GREY | {int(tag[1:]): value for tag, value in tags.items()})
+    return struct.pack("<2sHI", b"II", 42, 4104) + bytes(4096) + body
+
+
+DIRECTORIES = {
+    "a circle of pages": lambda: pages(3, 4104),
+    "a page of itself": lambda: pages(1, 4104),
+    "pages": lambda: pages(100_000, 0),
+    "as many pages as are read": lambda: pages(1000, 0),
+    "bands": lambda: strips(t277=65535),
+    "bands without end": lambda: strips(t277=2**32 - 1),
+    "planes": lambda: strips(t277=4, t284=2),
+    "a strip beyond the end": lambda: strips(t273=2**31),
+    "a strip of everything": lambda: strips(t279=2**32 - 1),
+    "rows without end": lambda: strips(t278=2**32 - 1),
+    "tiles of no width": lambda: strips(t322=0, t323=0, t324=8, t325=4096),
+    "tiles without end": lambda: strips(t322=2**31, t323=2**31, t324=8, t325=4096),
+    "no rows": lambda: strips(t257=0),
+    "no bits": lambda: strips(t258=0),
+    "many bits": lambda: strips(t258=2**31),
+    "an orientation": lambda: strips(t274=2**31),
+    "no directory": lambda: struct.pack("<2sHI", b"II", 42, 2**32 - 1),
+    "a large one": lambda: struct.pack("<2sHHHQ", b"II", 43, 8, 0, 2**64 - 1),
+}
+
+
+@pytest.mark.parametrize("kind", DIRECTORIES)
+@pytest.mark.parametrize("reader, deflated", [("image", False), ("image", True), ("label", False)])
+def test_directories_of_tiff(tmp_path, reader, kind, deflated):
+    file = tmp_path / "x.tif"
+    data = DIRECTORIES[kind]()
+    if deflated:  # of what is no such data
+        data = data.replace(struct.pack("<HHII", 259, 4, 1, 1), struct.pack("<HHII", 259, 4, 1, 8))
+    file.write_bytes(data)
+    outcome = contained(lambda: READERS[reader](file).__class__)
+    assert outcome.kind in ("refused", "value"), outcome
+    assert outcome.kind == "value" or str(file) in outcome.text
+    assert outcome.peak < MEMORY
+
+
+ARRAYS = {
+    "claims": "{'descr': '|u1', 'fortran_order': False, 'shape': (2147483647, 2147483647, 3)}",
+    "negative": "{'descr': '|u1', 'fortran_order': False, 'shape': (-1, -1)}",
+    "objects": "{'descr': '|O', 'fortran_order': False, 'shape': (4, 4)}",
+    "records": "{'descr': [('a', '|u1')], 'fortran_order': False, 'shape': (4, 4)}",
+    "nested": "(" * 5000,
+    "a call": "__import__('os').system('touch marker')",
+    "no shape": "{'descr': '|u1', 'fortran_order': False, 'shape': ()}",
+}
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+@pytest.mark.parametrize("reader", READERS)
+def test_arrays(tmp_path, monkeypatch, reader, kind):
+    monkeypatch.chdir(tmp_path)
+    header = (ARRAYS[kind] + "\n").encode()
+    file = tmp_path / "x.npy"
+    file.write_bytes(b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header + bytes(64))
+    outcome = contained(lambda: READERS[reader](file))
+    assert outcome.kind == "refused" and str(file) in outcome.text, outcome
+    assert outcome.peak < MEMORY and not (tmp_path / "marker").exists()
+
+
 # ---- Lists --------------------------------------------------------------------------------------
 
 TABLES = {
