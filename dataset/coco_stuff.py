@@ -104,11 +104,11 @@ class COCOStuff10k(SegmentationDataset):
                 f"{root}: no imageLists/{split}.txt; expected COCO-Stuff 10k in this folder: "
                 "imageLists/*.txt, images/*.jpg and annotations/*.mat"
             )
-        names = sorted(set(read_names(image_list)))
         images, labels = {}, find_files(root / "annotations", ".mat")
         for folder in ("", f"{split}2014"):
             images |= find_files(root / "images" / folder, ".jpg")
             labels |= find_files(root / "annotations" / folder, CONVERTED)
+        names = sorted(set(read_names(image_list, images)))
         pairs = pick_files(
             names,
             image_list,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from projects.SegFormer.dataset import remarks
-from projects.SegFormer.dataset.folders import walk
+from projects.SegFormer.dataset.folders import named_files
 from projects.SegFormer.dataset.image_files import IMAGE_SUFFIXES
 from projects.SegFormer.dataset.segmentation import SegmentationDataset, pair_files
 from projects.SegFormer.dataset.transforms import Transform
@@ -68,8 +68,7 @@ def distinct_palette(size: int) -> list[tuple[int, int, int]]:
 def _find(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     """Files with one of the suffixes, at any depth, by relative path without the suffix."""
     found = {}
-    for path in map(Path, walk(folder, suffixes)):
-        key = path.relative_to(folder).with_suffix("").as_posix()
+    for key, path in named_files(folder, suffixes):
         if key in found:
             remarks.fault(
                 f"{path}: the same name as {found[key].name} but for the suffix; "

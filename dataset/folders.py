@@ -1,6 +1,7 @@
 """The one walk through folders of images."""
 
 import os
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -29,6 +30,16 @@ def walk(folder: str | Path, suffixes: Sequence[str]) -> Iterator[str]:
         for name in sorted(filter(is_visible, names)):
             if name.lower().endswith(suffixes):
                 yield os.path.join(parent, name)
+
+
+def named_files(folder: str | Path, suffixes: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    """The files of `walk` and their names: relative paths without the suffix, in Unicode's form
+    NFC, for what one system writes as a letter another writes as a letter and its accent.
+    """
+    for path in map(Path, walk(folder, suffixes)):
+        name = path.relative_to(folder).as_posix()
+        suffix = next(it for it in suffixes if name.lower().endswith(it.lower()))
+        yield unicodedata.normalize("NFC", name[: -len(suffix)]), path
 
 
 def is_visible(name: str) -> bool:

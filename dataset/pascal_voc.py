@@ -65,9 +65,10 @@ class PascalVOC(SegmentationDataset):
         self.check_split(split)
         root = Path(root)
         lists = _lists(root, split)
-        names = sorted({name for path in lists for name in read_names(path)})
+        images = find_files(root / "JPEGImages", ".jpg")
+        names = sorted({name for path in lists for name in read_names(path, images)})
         source = " and ".join(str(path) for path in lists)
-        kinds = [(find_files(root / "JPEGImages", ".jpg"), "JPEGImages/<name>.jpg")]
+        kinds = [(images, "JPEGImages/<name>.jpg")]
         if split != "test":
             labels = find_files(root / "SegmentationClass", ".png")
             expected = "SegmentationClass/<name>.png"

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from projects.SegFormer.dataset import remarks
-from projects.SegFormer.dataset.folders import walk
+from projects.SegFormer.dataset.folders import named_files
 from projects.SegFormer.dataset.image_files import (
     read_label,
     read_stored,
@@ -214,12 +214,10 @@ def index_table(values: Sequence[int], ignored: Sequence[int]) -> np.ndarray:
 
 def find_files(folder: Path, suffix: str, depth: int = 0) -> dict[str, Path]:
     """Files in the folder, or `depth` folders below, by relative path without the suffix."""
-    paths = (Path(path) for path in walk(folder, (suffix,)))
-    names = ((path.relative_to(folder).as_posix(), path) for path in paths)
     return {
-        name.removesuffix(suffix): path
-        for name, path in names
-        if name.endswith(suffix) and name.count("/") == depth
+        name: path
+        for name, path in named_files(folder, (suffix,))
+        if path.name.endswith(suffix) and name.count("/") == depth
     }
 
 

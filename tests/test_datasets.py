@@ -384,3 +384,13 @@ def test_folder_has_results_in_indices(tmp_path):
     assert dataset.result_values.dtype == np.uint8
     assert dataset.result_values.tolist() == [0, 1, 2, 3]
     assert dataset.categories is None
+
+
+def test_names_in_both_of_unicode_s_forms_are_one_name(tmp_path):
+    """As macOS and Linux write them; with dots and spaces too."""
+    for image, label in (("caf\u00e9", "cafe\u0301"), ("frame.0001", "frame.0001"), ("a b", "a b")):
+        save(noise(4, 4), tmp_path / f"images/train/{image}.JPG")
+        save(np.zeros((4, 4), np.uint8), tmp_path / f"annotations/train/{label}.png")
+    dataset = SegmentationFolder(tmp_path, "train", ["a"], [])
+    assert [path.stem for path in dataset.images] == ["a b", "caf\u00e9", "frame.0001"]
+    assert [path.stem for path in dataset.labels] == ["a b", "cafe\u0301", "frame.0001"]

@@ -160,3 +160,15 @@ def test_config(tmp_path):
     image, label = test[0]
     assert image.shape == (3, 1, label.shape[1])  # it is scaled on its way into the network
     assert label[0].tolist() == VALUES
+
+
+def test_names_with_dots_spaces_and_accents_in_a_list_of_windows(tmp_path):
+    found = ["a b", "cafe\u0301", "frame.0001"]
+    for name in found:
+        save(noise(1, 22), tmp_path / f"JPEGImages/{name}.jpg")
+        save(np.zeros((1, 22), np.uint8), tmp_path / f"SegmentationClass/{name}.png")
+    write_list(tmp_path, "train")
+    text = "\ufeffframe.0001\r\na b.jpg\r\ncaf\u00e9\r\n"
+    (tmp_path / "ImageSets/Segmentation/train.txt").write_bytes(text.encode())
+    dataset = PascalVOC(tmp_path, "train", [])
+    assert [path.stem for path in dataset.images] == [path.stem for path in dataset.labels] == found
