@@ -52,6 +52,7 @@ class Inspection:
     def __init__(self, dataset: Dataset):
         self.classes = list(dataset.classes)
         self.kind = "images" if isinstance(dataset, ClassificationFolder) else "pixels"
+        self.ignore_index = getattr(dataset, "ignore_index", None)
         self.images = len(dataset)
         self.labels = 0
         self.sizes = Counter()
@@ -64,10 +65,14 @@ class Inspection:
         self.remarks = {}
 
     def absent_classes(self) -> list[str]:
-        """Classes that occur nowhere; none where there are no labels at all."""
+        """Classes that occur nowhere, but for one that is ignored; none without any labels."""
         if not self.labels:
             return []
-        return [name for name, count in zip(self.classes, self.class_images) if not count]
+        return [
+            name
+            for index, name in enumerate(self.classes)
+            if not self.class_images[index] and index != self.ignore_index
+        ]
 
     def ignored_class(self) -> str | None:
         """What is to be said if a class occurs nowhere, but pixels that count nowhere do: that they

@@ -464,6 +464,14 @@ def test_a_sample_gives_no_false_alarm(tmp_path, monkeypatch):
     assert quick_look(data) is None
 
 
+def test_the_class_that_counts_nowhere_is_not_missed(tmp_path):
+    masks(tmp_path, (0, 1))
+    data = SegmentationFolder(tmp_path, "train", ("a", "b"), [], ignore_index=0)
+    found = inspect(data, "")
+    assert found.absent_classes() == [] and found.ignored_share() == 0.9
+    assert found.ignored_class() is None and quick_look(data) is None
+
+
 def test_a_look_has_an_end(tmp_path, monkeypatch):
     monkeypatch.setattr(inspection, "QUICK_SECONDS", 0.0)
     assert quick_look(masks(tmp_path, (0, 255))) is None
