@@ -1,7 +1,7 @@
 """How a process of this project starts: import this module before all others.
 
 It sets what OneFlow reads from the environment, where a value that is there already stays, and
-loads OneFlow.
+loads OneFlow and LiBai.
 """
 
 import logging
@@ -9,6 +9,8 @@ import os
 import select
 import signal
 import sys
+from contextlib import contextmanager
+from types import ModuleType
 
 # ---- Ranks --------------------------------------------------------------------------------------
 
@@ -114,5 +116,31 @@ def _say_who_is_missing(stderr: int, waited: int, limit: int) -> None:
     os.kill(os.getppid(), signal.SIGTERM)
 
 
+class _Unused(ModuleType):
+    """In the place of a module of which nothing is called here."""
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+@contextmanager
+def _in_place_of(name: str, stand_in: ModuleType | None):
+    """Within, that is imported for the module `name`; None is as if it were not installed."""
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = stand_in
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
 if "oneflow" not in sys.modules:
     _load_oneflow()
+
+# Half of the time of a start: LiBai takes two correlations from SciPy for evaluations of other
+# projects, and tensorboardX PyTorch, where it is there, for what this project does not write.
+with _in_place_of("scipy.stats", _Unused("scipy.stats")), _in_place_of("torch", None):
+    import libai.engine  # noqa: F401
+    import tensorboardX  # noqa: F401
