@@ -567,8 +567,8 @@ OTHER_FILES = [  # name, content, message
     ("weights.npy", b"\x93NUMPY" + bytes(99), "arrays of NumPy"),
     ("x.zip", archive("zip"), "zip archive.*unpack it"),
     ("x.tar", archive("tar"), "an archive: unpack it"),
-    ("x.tar.gz", gzip.compress(archive("tar")), "an archive: unpack it"),
-    ("x.pth", gzip.compress(archive("tar")), "an archive: unpack it"),
+    ("x.tar.gz", gzip.compress(archive("tar"), mtime=0), "an archive: unpack it"),
+    ("x.pth", gzip.compress(archive("tar"), mtime=0), "an archive: unpack it"),
     ("x.pth", b"", "is empty: download it again"),
     ("x.pth", b"PK\x03\x04" + bytes(99), "damaged, download it again"),
 ]
