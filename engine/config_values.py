@@ -64,6 +64,12 @@ def _flag(value):
     return value
 
 
+def _numbers_by_name(value):
+    if not isinstance(value, dict):
+        raise ValueError
+    return {_name(name): number().take(item) for name, item in value.items()}
+
+
 def _name(value):
     """A number is one as well."""
     if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
@@ -119,6 +125,7 @@ NO_LIMIT = Kind("0, -1 or null for none", partial(_one_of, written=(0, -1, None)
 FLAG = Kind("true or false", _flag)
 PATH = Kind("a path", _path)
 PATHS = Kind("a list of paths, as [a,b]", several(PATH).take)
+NUMBERS_BY_NAME = Kind("a number for each name, as {a:0.5}", _numbers_by_name)
 NAMES = Kind("a list of names", several(Kind("a name", _name)).take)
 
 PERIOD = either(whole(1), NEVER)
@@ -160,7 +167,7 @@ TABLE = (
     ("graph.debug", whole(-1, 3)),
     ("optim.params.clip_grad_norm", either(NULL, number())),
     ("optim.params.lr_multipliers.*", number()),
-    ("optim.params.lr_multipliers", NULL),
+    ("optim.params.lr_multipliers", either(NULL, NUMBERS_BY_NAME)),
     ("optim.params.*", number()),
     ("optim.betas", several(number(0, 1, below=True), 2)),
     ("optim.eps", number()),

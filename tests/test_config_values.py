@@ -62,6 +62,7 @@ WRONG = {
     "optim.params.weight_decay": ("abc", "-0.1"),
     "optim.params.head_lr_multiplier": ("x", "-10"),
     "optim.params.clip_grad_norm": ("abc", "-1"),
+    "optim.params.lr_multipliers": ("0.5", "{head: x}", "{head: -1}", "[0.5]"),
     "optim.betas": ("0.9", "[0.9]", "[0.9,1.0]", "[0.9,x]", "null"),
     "optim.eps": ("-1e-8", "small"),
     "inference.flip": ("off", "no", "0", "null", "'false'"),
@@ -121,7 +122,9 @@ def test_no_setting_takes_nonsense(name):
     for key in rows_of(name):
         for value in NONSENSE:
             is_text = isinstance(value, str) and is_path(key)
-            if is_text or key.endswith("classes") and value == []:
+            is_fine = value == [] and key.endswith("classes")
+            is_fine |= value == {"a": 1} and key.endswith("lr_multipliers")
+            if is_text or is_fine:
                 continue
             with pytest.raises((ValueError, TypeError)):
                 print(key, value, kind_of(key).take(value))
@@ -156,6 +159,10 @@ MEANINGS = {
     ("inference.crop_size", "[64.0,32]"): [64, 32],
     ("optim.params.lr", "1"): 1,
     ("cfg.pretrained_model_path", "''"): None,
+    ("optim.params.lr_multipliers", "{segformer.blocks.0: 0.5, head: 2}"): {
+        "segformer.blocks.0": 0.5,
+        "head": 2,
+    },
     ("dataloader.train.dataset.classes", "[1,2,03]"): ["1", "2", "03"],
 }
 
@@ -165,7 +172,8 @@ def test_what_a_value_means(key, value):
     config = load_config(CONFIGS["camvid"], [f"{key}={value}"])
     found = OmegaConf.select(config, key.replace("cfg.", "model.cfg.", 1))
     meant = MEANINGS[key, value]
-    assert found == meant and type(found) is type(meant) or list(found) == meant
+    found = OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
+    assert found == meant and type(found) is type(meant)
 
 
 def test_reference_to_nothing_is_told():
