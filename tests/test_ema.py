@@ -298,5 +298,6 @@ def test_resumed_training_has_the_same_average(folder_data, tmp_path, mode):
     ],
 )
 def test_averages_of_ranks(folder_data, tmp_path, split):
-    run(folder_data, tmp_path, *split.split(), "graph.enabled=True", ranks=2)
+    few = ("train.train_iter=4", "train.evaluation.enabled=False")
+    run(folder_data, tmp_path, *split.split(), *few, "graph.enabled=True", ranks=2)
     assert_averages_follow(tmp_path)

@@ -5,7 +5,7 @@
 Each split trains B0 for segmentation and for classification, eager and as a graph, five steps from
 the same weights on the same batches without dropout, and is held against one process. It ends with
 1 if a loss, relatively, or a weight after the last step is further off than 1e-4. With --short only
-the splits over two processes.
+the splits over two processes, of a model with one block a stage.
 """
 
 import projects.SegFormer.engine.process  # noqa: F401
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         for split in SPLITS:
             if not args.short or np.prod(split) <= 2:
-                run_ranks(split, folder)
+                run_ranks(split, folder, blocks=1 if args.short else 2)
                 rows += [row(folder, run, split) for run in RUNS]
                 print(
                     format_rows(rows[-len(RUNS) :], with_heads=len(rows) == len(RUNS)), flush=True
@@ -66,10 +66,18 @@ def main(arguments: list[str]) -> int:
     return 0 if all(max(row["losses_off"], row["weights_off"]) <= TOLERANCE for row in rows) else 1
 
 
-def run_ranks(split: tuple, folder: str) -> None:
-    """Train under `split`, each rank a process; results go to `folder`."""
+def run_ranks(split: tuple, folder: str, blocks: int) -> None:
+    """Train a model of so many blocks a stage under `split`, each rank a process; results go to
+    `folder`.
+    """
     count = int(np.prod(split))
-    worker = [sys.executable, os.path.abspath(__file__), "--worker", folder, *map(str, split)]
+    worker = [
+        sys.executable,
+        os.path.abspath(__file__),
+        "--worker",
+        folder,
+        *map(str, (blocks, *split)),
+    ]
     launch = [sys.executable, os.path.join(os.path.dirname(__file__), "launch.py")]
     launch += ["--ranks", str(count)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -120,7 +128,7 @@ def format_rows(rows: list[dict], with_heads: bool) -> str:
 # ---- One rank -----------------------------------------------------------------------------------
 
 
-def work(folder: str, split: tuple) -> None:
+def work(folder: str, blocks: int, *split: int) -> None:
     """Train all of RUNS as one rank of `split`; the first rank writes what was found."""
     mend_libai()
     config = load_config(
@@ -128,6 +136,7 @@ def work(folder: str, split: tuple) -> None:
         [
             *(f"cfg.{name}=0.0" for name in ("drop_path_rate", "decoder_dropout")),
             f"cfg.num_classes={CLASSES}",
+            f"cfg.depths={[blocks] * 4}",
             # AdamW divides a gradient by its size plus eps. With the recipe's eps it would make
             # whole steps of rounding, and a gradient that is counted twice would change nothing.
             "optim.eps=1e-3",
@@ -155,7 +164,9 @@ def train(config, task: str, mode: str) -> tuple[dict, dict]:
     lazy = config.model
     if task == "classification":
         lazy = OmegaConf.create(classification, flags={"allow_objects": True})
-        lazy.cfg.update(num_classes=CLASSES, drop_path_rate=0.0)
+        lazy.cfg.update(
+            num_classes=CLASSES, drop_path_rate=0.0, depths=list(config.model.cfg.depths)
+        )
     model = instantiate(lazy).train()
     if task == "segmentation":
         # On which side the head's ReLU sees a value near 0 is up to rounding, and one that changes
@@ -230,13 +241,15 @@ def _read(folder: str, run: tuple, split: tuple) -> dict:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.parser(__doc__)
-    parser.add_argument("--short", action="store_true", help="at most two processes")
+    parser.add_argument(
+        "--short", action="store_true", help="at most two processes, and few blocks"
+    )
     parser.add_argument("--json", help="also write the table to this file")
     return parser
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
-        work(sys.argv[2], tuple(map(int, sys.argv[3:])))
+        work(sys.argv[2], *map(int, sys.argv[3:]))
     else:
         command_line.run(main)
