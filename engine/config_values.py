@@ -50,7 +50,7 @@ def whole(least: int = 0, most: int = LARGEST) -> Kind:
     )
 
 
-def number(least: float = 0.0, most: float = float(LARGEST), below: bool = False) -> Kind:
+def number(least: float = 0.0, most: float = math.inf, below: bool = False) -> Kind:
     """A number from `least` to `most`, or to `below` it."""
     ends = f"from {least:g} to {'below ' * below}{most:g}" if most < LARGEST else f"{least:g} or up"
     return Kind(

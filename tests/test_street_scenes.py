@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from projects.SegFormer.engine import command_line
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.tools.draw_street_scenes import draw_dataset, draw_scene, main
 
@@ -127,10 +128,11 @@ def test_numbers_out_of_range_are_refused(tmp_path, wrong):
     assert not (tmp_path / "scenes").exists()
 
 
-def test_command_line_prints_one_line_for_a_wrong_input(tmp_path, monkeypatch):
+def test_command_line_prints_one_line_for_a_wrong_input(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.txt").touch()
     monkeypatch.setattr("sys.argv", ["draw_street_scenes.py", str(tmp_path)])
     with pytest.raises(SystemExit) as stop:
-        main()
-    assert str(stop.value).startswith(f"error: {tmp_path} exists")
-    assert "\n" not in str(stop.value)
+        command_line.run(main)
+    told = capsys.readouterr().err
+    assert stop.value.code == 1 and told.startswith(f"error: {tmp_path} exists")
+    assert told.count("\n") == 1
