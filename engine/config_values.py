@@ -156,7 +156,7 @@ TABLE = (
     ("train.evaluation.eval_iter", either(whole(1), ALL)),
     ("train.evaluation.worst_images", whole()),
     ("train.ema.decay", number(0, 1, below=True)),
-    ("train.zero_optimization.stage", whole(1, 3)),
+    ("train.zero_optimization.stage", whole(0, 3)),
     ("train.dist.*_size", whole(1)),
     ("train.dist.custom_pipeline_stage_id", either(NULL, several(whole()))),
     ("train.nccl_fusion_*", whole()),

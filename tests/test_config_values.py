@@ -54,7 +54,7 @@ WRONG = {
     "train.watchdog_seconds": ("0.5", "-2", "long"),
     "train.ema.decay": ("1", "-0.1", "x"),
     "train.ema.enabled": ("yes",),
-    "train.zero_optimization.stage": ("0", "4", "two"),
+    "train.zero_optimization.stage": ("-1", "4", "two"),
     "train.dist.tensor_parallel_size": ("0", "-1", "null", "1.5"),
     "graph.enabled": ("on", "1"),
     "graph.debug": ("4", "-2"),
