@@ -5,7 +5,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-arguments=(-n 2)
+arguments=(-n 2 --dist worksteal)
 for argument; do
     if [[ $argument == --fast ]]; then
         arguments+=(-m "not slow")
