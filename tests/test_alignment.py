@@ -106,6 +106,7 @@ def folder(tmp_path):
     return tmp_path / "model"
 
 
+@pytest.mark.slow
 def test_script_makes_its_own_weights():
     process = run_tool(SCRIPT)
     assert process.returncode == 0, process.stderr
@@ -115,6 +116,7 @@ def test_script_makes_its_own_weights():
     assert "1x19x128x128" in lines[-1] and "100.0000%" in lines[-1]
 
 
+@pytest.mark.slow
 def test_script_takes_task_from_the_folder_and_an_image(folder, tmp_path):
     random_model(NAMES["cls"], **TINY).save_pretrained(tmp_path / "classifier")
     image = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
@@ -128,12 +130,14 @@ def test_script_takes_task_from_the_folder_and_an_image(folder, tmp_path):
         assert f" {shape} " in process.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_script_ends_with_1_beyond_the_tolerance(folder):
     process = run_tool(SCRIPT, "--pretrained_model_path", str(folder), "--tolerance", "1e-9")
     assert process.returncode == 1 and "Traceback" not in process.stderr
     assert "OFF by more than 1e-09" in process.stdout
 
 
+@pytest.mark.slow
 def test_script_with_a_folder_that_is_none(tmp_path):
     process = run_tool(SCRIPT, "--pretrained_model_path", str(tmp_path))
     assert "config.json" in error_line(process)

@@ -25,6 +25,7 @@ def measured(output: Path, *arguments: str) -> tuple[dict, str]:
     return json.loads((output / "figures.json").read_text()), process.stdout
 
 
+@pytest.mark.slow
 def test_training_step_against_transformers(tmp_path):
     report, printed = measured(tmp_path, "--training", "--against", "transformers", "--batch", "2")
     assert report["largest_difference"] < 1e-5 < 1 < report["largest_result"]

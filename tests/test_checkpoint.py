@@ -308,6 +308,7 @@ for iteration in range(1_000_000):
 """
 
 
+@pytest.mark.slow
 def test_kill_in_the_middle_of_a_save(tmp_path, start):
     folders = [tmp_path / str(index) for index in range(4)]
     processes = []

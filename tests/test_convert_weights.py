@@ -240,6 +240,7 @@ def test_keys_by_stages(original, tmp_path):
     assert_same(stored(tmp_path / "back"), stored(folder))
 
 
+@pytest.mark.slow
 def test_what_was_trained_here(folder_data, trained, tmp_path):
     """Checkpoint of the trainer to transformers: same logits there, class names of the data set."""
     convert(trained / "model_final", "huggingface", tmp_path / "written")
@@ -346,6 +347,7 @@ def test_error_is_one_line_on_the_command_line(tmp_path):
     assert not output.exists()
 
 
+@pytest.mark.slow
 def test_disk_that_is_full_leaves_nothing_behind(original, tmp_path):
     """A limit on the size of files stands for it."""
     for target, name in (("libai", "x"), ("huggingface", "y"), ("official", "z.pth")):

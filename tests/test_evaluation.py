@@ -264,6 +264,7 @@ def evaluation(output: Path) -> dict:
     return json.loads((output / "evaluation.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_result_files_have_the_values_of_the_benchmark(outputs, name):
     file, overrides, image, _ = BENCHMARKS[name]
@@ -327,6 +328,7 @@ def test_sheet_of_the_worst_images(outputs, trained, folder_data):
     assert (sheet == (60, 60, 255)).all(axis=-1).any()  # wrong pixels, in BGR
 
 
+@pytest.mark.slow
 def test_prediction_with_flip(outputs, trained, folder_data):
     config = load_config(str(trained / "config.yaml"))
     without = 0

@@ -331,6 +331,7 @@ MODES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_both_engines_predict_the_same(weights, model_onnx, folder_data, tmp_path, mode):
     written = {}

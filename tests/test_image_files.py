@@ -386,6 +386,7 @@ def read_apart(kind: str, paths: list[Path]) -> list[tuple[list[int] | str, int]
     return [tuple(json.loads(line)) for line in output.splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["image", "label"])
 def test_attacks_take_little(tmp_path, kind):
     """Each is told in one line, takes no gigabyte and no minute, and ends no process."""

@@ -84,6 +84,7 @@ def test_killed_rank_is_the_cause_and_not_those_that_abort(start, port):
     assert "rank 2 ended by SIGKILL" in stderr
 
 
+@pytest.mark.slow
 def test_rank_that_does_not_want_to_end_is_killed(start, port):
     script = "trap '' TERM; if [ $RANK = 1 ]; then sleep 1; exit 3; fi; while :; do sleep 1; done"
     process = launch(start, port, script)
@@ -161,6 +162,7 @@ case $RANK in 0) exit 143;; 1) sleep 1; exit 5;; 2) exec sleep 306.{port};; esac
     wait_until(lambda: not sleepers(f"306.{port}"), timeout=5)
 
 
+@pytest.mark.slow
 def test_same_signal_some_seconds_later_ends_ranks_at_once(start, port, tmp_path):
     script = f"trap : USR1; touch {tmp_path}/rank$RANK; while :; do sleep 0.1; done"
     process = launch(start, port, script)
@@ -279,6 +281,7 @@ HANGING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [
@@ -308,6 +311,7 @@ def test_rank_that_hangs_is_named(start, port, tmp_path, kind):
         assert "in stand_still" in stderr
 
 
+@pytest.mark.slow
 def test_hang_on_another_machine(start, port, tmp_path):
     """The launcher whose rank only waits leaves it to the other to name the one that hangs."""
     lines = ("train(0.5)", "if rank == 1: os.kill(os.getpid(), signal.SIGSTOP)", "time.sleep(300)")
@@ -320,6 +324,7 @@ def test_hang_on_another_machine(start, port, tmp_path):
         assert "rank 0 hangs" not in stderr
 
 
+@pytest.mark.slow
 def test_ranks_that_do_not_hang(start, port, tmp_path):
     """They say nothing, want no watch, or go on after a record that is none."""
     cases = ("tell(1, limit=0)", "write(b''); train(1)", "write(b'[1, 2'); train(1)", "pass")
@@ -332,6 +337,7 @@ def test_ranks_that_do_not_hang(start, port, tmp_path):
     assert (process.returncode, stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_time_that_the_launcher_was_stopped_does_not_count(start, port, tmp_path):
     """A batch system suspends a job with all its processes. Here the ranks go on a bit later."""
     lines = (f"open(r'{tmp_path}/' + str(rank), 'w')", "train(2, limit=3)")
@@ -432,6 +438,7 @@ def test_machine_that_is_gone(start, port):
     wait_until(lambda: not sleepers(mark), timeout=5)
 
 
+@pytest.mark.slow
 def test_machine_that_is_stopped_in_order(start, port, tmp_path):
     """The signal comes to one of three. The ranks of the others stop by themselves, the first last.
 

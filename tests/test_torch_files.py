@@ -190,6 +190,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @all_forms
 def test_memory(tmp_path, form):
     """All weights read and kept: 1.2 times their size at most."""

@@ -88,6 +88,7 @@ def short_training(folder_data: Path, output: Path, processes: int) -> list[str]
     return [CONFIG, str(processes), *overrides(folder_data, output, *more)]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(folder_data, two_processes, tmp_path):
     """Of the same global batch each has its half."""
     code, _, stderr = train_sh(*short_training(folder_data, tmp_path, 1))
@@ -98,6 +99,7 @@ def test_two_processes_train_as_one(folder_data, two_processes, tmp_path):
     np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_log_says_who_holds_what(two_processes):
     log = (two_processes / "log.txt").read_text()
     assert "data 2 x tensor 1 x pipeline 1; share of the multiply-adds at 64x64" in log

@@ -494,6 +494,7 @@ def nested_storages(path: Path, count: int, size: int) -> Path:
 LONG = ("lists", "sets", "sets in a legacy file", "190,000 keys", "storages in storages")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "attack",
     [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in RESOURCES],
