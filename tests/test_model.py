@@ -399,6 +399,7 @@ def test_evaluation_in_a_graph(is_segmentation):
     assert_close(graph(images=batch["images"])["prediction_scores"].numpy(), expected)
 
 
+@pytest.mark.slow
 @kinds
 def test_training_in_a_graph(is_segmentation):
     """The loss with that noise, and what a step does to every parameter and statistic."""

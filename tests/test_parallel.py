@@ -26,6 +26,7 @@ def model_config(size: str) -> dict:
 # ---- The batch ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_batch_that_processes_cannot_share_is_told_as_libai_would(monkeypatch):
     """All ranks would fail in LiBai's check: this one is before they start."""
     config = load_config(str(ROOT / "configs/segformer_camvid.py"))
@@ -241,6 +242,7 @@ def what_ranks_hold(run_ranks, tmp_path, processes: int, *overrides: str) -> lis
     return [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(processes)]
 
 
+@pytest.mark.slow
 def test_tensor_ranks_hold_little_more_than_half_of_the_blocks(run_ranks, tmp_path):
     """B2: only q, kv and proj of the stages with 1 and 5 heads, norms and row biases are whole."""
     for found in what_ranks_hold(run_ranks, tmp_path, 2, *B2, *sizes(tensor=2)):

@@ -153,6 +153,7 @@ def test_log_has_no_colours_and_no_copy_of_the_config(trained):
     assert "train_iter: 24" in (trained / "config.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_evaluation_alone_gives_the_same_result(folder_data, trained, tmp_path):
     command = training(folder_data, tmp_path, f"train.load_weight={trained}/model_final")
     process = run_tool(TOOL, *command, "dataloader.test.0.num_workers=2", "--eval-only")
@@ -217,6 +218,7 @@ def test_progress_bar_on_a_terminal(folder_data, tmp_path, start):
 # --- interruptions ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "number", "workers"),
     [
@@ -365,6 +367,7 @@ def empty(images: Path, labels: Path) -> None:
         file.unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "words", "workers"),
     [
@@ -398,6 +401,7 @@ def test_wrong_data_in_the_last_evaluation_leaves_the_training(folder_data, tmp_
     assert checkpoint_record(output / "model_final")["iteration"] == 23
 
 
+@pytest.mark.slow
 def test_loss_that_is_not_finite(folder_data, tmp_path):
     """The first step is sane, the second has an absurd learning rate, the third sees its ruins."""
     diverging = (

@@ -113,6 +113,7 @@ STRONG = pytest.param(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("losses", [eager_losses, graph_losses])
 @pytest.mark.parametrize("overrides, learnt, tolerance", [RECIPE, STRONG])
 def test_loss_of_every_step(losses, overrides, learnt, tolerance):

@@ -73,6 +73,7 @@ def results(path, count=2) -> list[dict]:
     return [json.loads((path / f"rank{rank}.json").read_text()) for rank in range(count)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "split",
     [

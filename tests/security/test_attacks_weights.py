@@ -404,6 +404,7 @@ def changed(folder: Path, file: str, key: str, value) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tool", ["load", "convert"])
 @pytest.mark.parametrize(
     "file, key, value", SETTINGS, ids=[f"{f[:3]}-{k}-{str(v)[:20]}" for f, k, v in SETTINGS]
