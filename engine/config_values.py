@@ -215,7 +215,7 @@ def is_path(key: str) -> bool:
 
 def check_values(config: DictConfig) -> None:
     """Hold every setting against the table, and write down what it means where that is written
-    otherwise: 1e3 as 1000, ~/x with the home folder, -1 as null where both are all.
+    otherwise: 1e3 as 1000, ~/x with the home folder, LARGEST for never and for all.
 
     Raises InputError for a value that is none of its kind.
     """
