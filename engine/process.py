@@ -31,10 +31,17 @@ _ranks = int(os.environ.get("WORLD_SIZE", 1))
 with open("/proc/cpuinfo") as _info:
     _flags = next((set(line.split()) for line in _info if line.startswith("flags")), set())
 
-# The OpenBLAS inside OneFlow 0.9.0 takes a generic kernel, half as fast, on CPUs that are newer
-# than itself. Haswell's kernels are the best that it has for them.
-if {"avx2", "fma"} <= _flags:
-    os.environ.setdefault("OPENBLAS_CORETYPE", "Haswell")
+# OpenBLAS takes a generic kernel, down to a fifth as fast, on CPUs that are newer than itself. Each
+# library has its own and reads these variables when it is loaded: that of NumPy 1.23 knows kernels
+# for AVX-512, that of OneFlow 0.9.0 does not. modeling/cpu_kernels shares the work out to threads of
+# its own, of which each calls NumPy.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+if "OPENBLAS_CORETYPE" not in os.environ and {"avx2", "fma"} <= _flags:
+    _avx512 = {f"avx512{part}" for part in ("f", "bw", "cd", "dq", "vl")} <= _flags
+    os.environ["OPENBLAS_CORETYPE"] = "SkylakeX" if _avx512 else "Haswell"
+    import numpy  # noqa: F401
+
+    os.environ["OPENBLAS_CORETYPE"] = "Haswell"
 
 # Errors only: without it every process warns about the CUDA driver on a machine without a GPU.
 os.environ.setdefault("GLOG_minloglevel", "2")

@@ -1,18 +1,22 @@
 """The all-MLP decode head."""
 
 import oneflow as flow
-import oneflow.nn.functional as F
 from oneflow import nn
 
+from projects.SegFormer.modeling import cpu_kernels as kernels
+from projects.SegFormer.modeling.arrays import Array, on_cpu
 from projects.SegFormer.modeling.layers import (
     BatchNorm,
     ChannelDropout,
     Linear,
     add_up,
+    linear,
     parameter,
+    plus,
+    relu,
     sharded_sbp,
-    spread,
     sum_gradients,
+    taking,
     tensor_parallel,
     upsampled_sum,
 )
@@ -59,34 +63,47 @@ class DecodeHead(nn.Module):
         self.dropout = ChannelDropout(dropout)
         self.linear_pred = _PointwiseConv(embed_dim, num_classes, layer_idx, join)
 
+    @on_cpu
     def forward(self, features, noise=None, channels_first: bool = False):
-        matrices, bias = self._fusion() if self.training else self.folded()
-        maps = [flow.matmul(sum_gradients(f), matrix) for f, matrix in zip(features, matrices)]
-        x = upsampled_sum(maps) + bias
+        take = taking(features[0])
+        matrices, bias = self._fusion(take) if self.training else self.folded(take)
+        biases = [bias, *[None] * (len(matrices) - 1)]  # added once, it is in the whole sum
+        x = upsampled_sum(
+            [linear(sum_gradients(f), *each) for f, *each in zip(features, matrices, biases)]
+        )
         if self.training:
             x = self.batch_norm(x)
-        x = self.dropout(F.relu(x), noise)
+        x = self.dropout(relu(x), noise)
         return self.linear_pred.channels_first(x) if channels_first else self.linear_pred(x)
 
-    def folded(self):
+    def folded(self, take=lambda parameter: parameter):
         """All that comes before the ReLU in evaluation, as one linear layer over the four maps.
 
         The projections, the fuse layer and batch norm with its running statistics: the maps times
         their matrices, upsampled and added, and the bias. Parameters stay as they are.
 
+        Args:
+            take: what is computed with in the place of a parameter.
         Shape: () -> [(C_i, embed_dim)] finest first, (embed_dim,).
         """
-        matrices, bias = self._fusion()
-        scale, shift = self.batch_norm.affine()
+        matrices, bias = self._fusion(take)
+        scale, shift = self.batch_norm.affine(take)
         return [matrix * scale for matrix in matrices], bias * scale + shift
 
-    def _fusion(self):
+    def _fusion(self, take):
         """The projections and the fuse layer: [(C_i, embed_dim)] finest first, (embed_dim,)."""
+        fuse = self.linear_fuse.matrix(take)
+        size = fuse.shape[0] // len(self.linear_c)
         # The fuse weight is laid out for the coarsest map first, as in the paper's code.
-        slices = flow.chunk(self.linear_fuse.matrix(), len(self.linear_c), dim=0)[::-1]
-        matrices = [flow.matmul(c.proj.weight, fuse) for c, fuse in zip(self.linear_c, slices)]
-        biases = flow.cat([c.proj.bias for c in self.linear_c[::-1]]).unsqueeze(0)
-        return matrices, flow.matmul(biases, self.linear_fuse.matrix()).squeeze(0)
+        slices = [fuse.narrow(0, start, size) for start in range(0, fuse.shape[0], size)][::-1]
+        projections = [projection.proj for projection in self.linear_c]
+        weights, biases = (
+            [sum_gradients(take(parameter)) for parameter in parameters]
+            for parameters in zip(*((p.weight, p.bias) for p in projections))
+        )
+        matrices = [linear(weight, part) for weight, part in zip(weights, slices)]
+        bias, *others = [linear(b.reshape(1, -1), part) for b, part in zip(biases, slices)]
+        return matrices, sum(others, bias).reshape(-1)
 
 
 class _Projection(nn.Module):
@@ -114,20 +131,24 @@ class _PointwiseConv(nn.Module):
         self.weight = parameter((out_channels, in_channels, 1, 1), layer_idx, sbp)
         self.bias = parameter((out_channels,), layer_idx) if bias else None
 
-    def matrix(self):
+    def matrix(self, take=lambda parameter: parameter):
         """The weight as an (in, out) matrix."""
-        return self.weight.reshape(self.weight.shape[0], -1).transpose(0, 1)
+        return take(self.weight).reshape(-1, self.in_features).transpose(0, 1)
 
     def forward(self, x):
-        x = add_up(flow.matmul(x, self.matrix()))
-        return x if self.bias is None else x + self.bias
+        if isinstance(x, Array):
+            x = add_up(kernels.pointwise_conv2d(x, self.weight))
+        else:
+            x = add_up(flow.matmul(x, self.matrix()))
+        return plus(x, self.bias)
 
     def channels_first(self, x):
         """The result as (N, out, H, W), by a product in that order: no transposition after it."""
+        if isinstance(x, Array):
+            x = add_up(kernels.pointwise_conv2d(x, self.weight, channels_first=True))
+            return plus(x, self.bias, axis=1)
         n, height, width, channels = x.shape
         tokens = x.reshape(n, height * width, channels)
         weight = self.weight.reshape(self.weight.shape[0], channels)
-        x = add_up(flow._C.matmul(weight, tokens, False, True))
-        if self.bias is not None:
-            x = x + spread(self.bias.unsqueeze(1), height * width)
-        return x.reshape(n, -1, height, width)
+        x = add_up(flow._C.matmul(weight, tokens, False, True)).reshape(n, -1, height, width)
+        return plus(x, self.bias, axis=1)

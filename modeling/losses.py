@@ -9,18 +9,18 @@ import numpy as np
 import oneflow as flow
 from libai.utils import distributed as dist
 
-from projects.SegFormer.modeling.errors import InputError
-from projects.SegFormer.modeling.layers import (
-    WINDOW,
+from projects.SegFormer.modeling import cpu_kernels as kernels
+from projects.SegFormer.modeling.arrays import (
+    SPLIT,
+    WHOLE,
+    Array,
     broadcast_sbp,
-    constant,
-    has_windows,
-    is_on_cpu,
-    row_windows,
-    upsample_bilinear,
-    upsample_columns,
-    window_matrix,
+    exchange,
+    on_cpu,
+    sum_over_batch,
 )
+from projects.SegFormer.modeling.errors import InputError
+from projects.SegFormer.modeling.layers import constant, upsample_bilinear
 
 
 class SegmentationLoss:
@@ -76,14 +76,14 @@ class SegmentationLoss:
                 raise InputError(f"loss has no setting {name!r}: it has {', '.join(known)}")
         return cls(num_classes, ignore_index, **(settings or {}))
 
+    @on_cpu
     def __call__(self, logits, labels) -> dict:
         """The losses of a batch: "losses", the cross entropy, and "dice_loss" if it has a weight.
 
         Shape: logits (N, h, w, C), labels (N, H, W) -> scalars by name.
         """
-        local = self.ohem_threshold is None and self.dice_weight == 0
-        if local and is_on_cpu(logits) and has_windows(logits.shape[1], labels.shape[1]):
-            return {"losses": self._in_strips(logits, labels)}
+        if isinstance(logits, Array):
+            return self._on_arrays(logits, labels.values)
         images, _, width = labels.shape
         logits = upsample_bilinear(logits, labels.shape[1:])
         log_probabilities = flow.log_softmax(logits.reshape(-1, logits.shape[-1]), dim=-1)  # (P, C)
@@ -102,44 +102,44 @@ class SegmentationLoss:
             losses["dice_loss"] = self.dice_weight * dice
         return losses
 
-    def _in_strips(self, logits, labels):
-        """The cross entropy, a strip of the images at a time.
-
-        A CPU is slow where an array is larger than its caches, and logits of label size, and what
-        is made of them, are the largest of the whole training. So here they never exist as a whole:
-        a strip's loss gives its part of the gradient at once, where gradients are wanted.
-
-        Shape: (N, h, w, C), (N, H, W) -> scalar.
-        """
-        n, rows, columns, channels = logits.shape
-        _, height, width = labels.shape
-        matrix = window_matrix(((WINDOW, height // rows),), logits.placement)
-        windows = row_windows(logits.reshape(n, rows, -1), WINDOW)  # (N, strips, rows, w * C)
-        _, strips, rows, _ = windows.shape
-        labels = labels.reshape(n, strips, -1)
-        total = weight = None
-        learns, gradients = flow.is_grad_enabled(), []
-        for strip in range(strips):
-            window = windows.detach().narrow(1, strip, 1).detach().requires_grad_(learns)
-            logits = upsample_columns(window.reshape(n, rows, columns, channels), width)
-            logits = flow.matmul(matrix, logits.reshape(n, rows, width * channels))
-            logits = logits.reshape(-1, channels)
-            classes = labels.narrow(1, strip, 1).reshape(-1)
-            valid = classes != self.ignore_index
-            log_probabilities = flow.log_softmax(logits, dim=-1)
-            loss, share = self._cross_entropy(
-                log_probabilities,
-                self._nll(log_probabilities, classes),
-                classes * valid.to(classes.dtype),
-                valid.to(logits.dtype),
+    def _on_arrays(self, logits: Array, labels: np.ndarray) -> dict:
+        classes = logits.shape[-1]
+        valid = labels != self.ignore_index
+        _check_labels(labels[valid], classes)
+        weights = np.ones(classes, np.float32)
+        if self.class_weights is not None:
+            weights = logits.run.take(self.class_weights).values
+        counted = valid
+        if self.ohem_threshold is not None:
+            nll = kernels.over_pixels(logits.values, labels, valid, self.ignore_index).nll
+            counted = self._hard_pixels_of(nll, valid)
+        share = np.full((1, 1), weights[labels[counted]].sum(dtype=np.float64), np.float32)
+        pixels = dict(labels=labels, ignore_index=self.ignore_index, sum_over_batch=sum_over_batch)
+        losses = {
+            "losses": kernels.cross_entropy(
+                logits,
+                counted=counted,
+                weights=weights,
+                smoothing=self.label_smoothing,
+                total=sum_over_batch(share).item() or 1,
+                learns=logits.learns,
+                **pixels,
             )
-            if learns:
-                gradients.append(flow.autograd.grad(loss, window)[0])
-            total = loss.detach() if total is None else total + loss.detach()
-            weight = share if weight is None else weight + share
-        if learns:
-            total = _WithGradient.apply(windows, total, flow.cat(gradients, dim=1))
-        return total / _or_one(weight)
+        }
+        if self.dice_weight > 0:
+            losses["dice_loss"] = kernels.dice_loss(logits, factor=self.dice_weight, **pixels)
+        return losses
+
+    def _hard_pixels_of(self, nll: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        """The same as `_hard_pixels` on arrays: (N, H, W) -> (N, H, W)."""
+        images = len(nll) * dist.get_data_parallel_size()
+        least = self.ohem_min_kept * images
+        if least >= nll[0].size * images:
+            return valid
+        nll = np.where(valid, nll, nll - 1)
+        everywhere = exchange(nll, (SPLIT, WHOLE), (WHOLE, WHOLE)).reshape(-1)
+        limit = np.partition(everywhere, -least - 1)[-least - 1]
+        return nll > min(limit, -math.log(self.ohem_threshold))
 
     def _nll(self, log_probabilities, labels):
         """Minus the logarithm of the probability of each pixel's own class; 0 where it is ignored.
@@ -174,20 +174,6 @@ class SegmentationLoss:
             ordered = flow.topk(nll.to_global(sbp=broadcast_sbp()), least + 1)[0]
             limit = flow.clamp(ordered[least], max=-math.log(self.ohem_threshold))
             return nll > limit
-
-
-class _WithGradient(flow.autograd.Function):
-    """A scalar whose gradient with respect to `x` has been computed with it."""
-
-    @staticmethod
-    def forward(ctx, x, value, gradient):
-        ctx.save_for_backward(gradient)
-        return flow._C.identity(value)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad, None, None
 
 
 def _dice_loss(log_probabilities, nll, classes, valid, width: int):
@@ -227,6 +213,14 @@ def _check(name: str, value, holds, expected: str, kind=Real) -> None:
     if not isinstance(value, kind) or isinstance(value, bool) or not holds(value):
         number = "a whole number" if kind is Integral else "a number"
         raise InputError(f"loss.{name}={value!r}: expected {number} {expected}")
+
+
+def _check_labels(labels: np.ndarray, classes: int) -> None:
+    if labels.size and not 0 <= labels.min() <= labels.max() < classes:
+        raise InputError(
+            f"labels from {labels.min()} to {labels.max()}: the model has {classes} classes, 0 to "
+            f"{classes - 1}"
+        )
 
 
 def _checked_weights(values: Iterable[float], num_classes: int) -> np.ndarray:

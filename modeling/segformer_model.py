@@ -11,6 +11,7 @@ from libai.utils import distributed as dist
 from oneflow import nn
 from oneflow.nn.graph import GraphModule
 
+from projects.SegFormer.modeling.arrays import on_cpu
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.head import DecodeHead
 from projects.SegFormer.modeling.layers import (
@@ -21,9 +22,11 @@ from projects.SegFormer.modeling.layers import (
     KeyValueLinear,
     LayerNorm,
     Linear,
+    attend,
     batch_sbp,
+    channels_last,
     gelu,
-    in_strips,
+    placed,
     sum_gradients,
     tensor_parallel,
 )
@@ -46,6 +49,7 @@ class PatchEmbed(nn.Module):
         )
         self.norm = LayerNorm(embed_dim, norm_eps, layer_idx=layer_idx)
 
+    @on_cpu
     def forward(self, x):
         return self.norm(self.proj(x))
 
@@ -81,27 +85,14 @@ class EfficientSelfAttention(nn.Module):
         self.proj = Linear(dim, dim, parallel=join, layer_idx=layer_idx)
 
     def forward(self, x):
-        n, height, width, dim = x.shape
+        n, _, _, dim = x.shape
         x = reduced = sum_gradients(x)  # of q and of sr, or of q and kv
         if self.sr_ratio > 1:
             reduced = sum_gradients(self.norm(self.sr(x)))
-        key, value = map(self._split_heads, self.kv(reduced.reshape(n, -1, dim)))  # (N, M, C)
-        scores = n * height * width * self.num_heads * key.shape[2]
-        return in_strips(lambda rows: self._attend(rows, key, value), x, scores)
-
-    def _attend(self, x, key, value):
-        """What the queries of `x` find: (N, H, W, C), twice (N, heads, M, C / heads) -> as x."""
-        n, height, width, dim = x.shape
-        query = self._split_heads(self.q(x.reshape(n, height * width, dim)))
-        scores = flow._C.matmul(query, key, False, True, self.scale)  # (N, heads, L, M)
-        context = flow.matmul(flow.softmax(scores, dim=-1), value)
-        context = context.permute(0, 2, 1, 3).reshape(n, height * width, dim)
-        return self.proj(context).reshape(n, height, width, dim)
-
-    def _split_heads(self, x):
-        """(N, L, C) -> (N, heads, L, C / heads)."""
-        n, length, dim = x.shape
-        return x.reshape(n, length, self.num_heads, dim // self.num_heads).permute(0, 2, 1, 3)
+        key, value = self.kv(reduced.reshape(n, -1, dim))
+        query = self.q(x.reshape(n, -1, dim))
+        heads = self.num_heads * query.shape[-1] // dim
+        return self.proj(attend(query, key, value, heads, self.scale)).reshape(*x.shape)
 
 
 class DWConv(nn.Module):
@@ -131,11 +122,8 @@ class MixFFN(nn.Module):
         self.dense_4h_to_h = Linear(hidden_dim, dim, parallel=join, layer_idx=layer_idx)
 
     def forward(self, x):
-        hidden = x.numel() // x.shape[-1] * self.dense_h_to_4h.out_features
-        return in_strips(self._mix, sum_gradients(x), hidden, halo=1)
-
-    def _mix(self, x):
-        return self.dense_4h_to_h(gelu(self.dwconv(self.dense_h_to_4h(x))))
+        x = self.dense_h_to_4h(sum_gradients(x))
+        return self.dense_4h_to_h(gelu(self.dwconv(x)))
 
 
 class SegformerBlock(nn.Module):
@@ -159,20 +147,16 @@ class SegformerBlock(nn.Module):
 
     def forward(self, x, noise=None):
         placement = dist.get_layer_placement(self.layer_idx)
-        x = x.to_global(placement=placement)
+        noise = None if noise is None else placed(noise, placement)
+        return self._branches(placed(x, placement), noise)
+
+    @on_cpu
+    def _branches(self, x, noise):
         attention_noise = mlp_noise = None
         if noise is not None:
-            noise = noise.to_global(placement=placement)
             attention_noise, mlp_noise = noise.narrow(1, 0, 1), noise.narrow(1, 1, 1)
-        x = x + self._drop(self.attn(self.norm1(x)), attention_noise)
-        return x + self._drop(self.mlp(self.norm2(x)), mlp_noise)
-
-    def _drop(self, branch, noise):
-        if not self.training:
-            return branch
-        n, height, width, dim = branch.shape
-        branch = self.drop_path(branch.reshape(n, height * width, dim), noise)
-        return branch.reshape(n, height, width, dim)
+        x = x + self.drop_path(self.attn(self.norm1(x)), attention_noise)
+        return x + self.drop_path(self.mlp(self.norm2(x)), mlp_noise)
 
 
 class SegformerPreTrainModel(nn.Module):
@@ -273,11 +257,15 @@ class SegformerPreTrainModel(nn.Module):
             raise InputError(
                 f"images of {height}x{width} are too small: both sides must be {MIN_SIDE} or more"
             )
-        x = to_input(images).permute(0, 2, 3, 1)
+        return self._stages(to_input(images), noise)
+
+    @on_cpu
+    def _stages(self, images, noise):
+        x = channels_last(images)
         features = []
         used = 0
         for patch_embed, blocks, norm in zip(self.patch_embeds, self.blocks, self.layer_norms):
-            x = patch_embed(x.to_global(placement=patch_embed.norm.weight.placement))
+            x = patch_embed(placed(x, patch_embed.norm.weight.placement))
             for block in blocks:
                 x = block(x, None if noise is None else noise.narrow(1, used, 2))
                 used += 2

@@ -1,0 +1,191 @@
+"""Convolutions of maps whose channels are last."""
+
+import numpy as np
+
+from projects.SegFormer.modeling.arrays import operator
+from projects.SegFormer.modeling.cpu_kernels.compiled import kernel
+from projects.SegFormer.modeling.cpu_kernels.products import (
+    column_sum,
+    product,
+    rows_of,
+    weight_gradient,
+)
+from projects.SegFormer.modeling.cpu_kernels.threads import in_parallel, pieces, total
+
+F = np.float32
+
+
+@operator
+def conv2d(x, weight, bias, *, stride, padding):
+    """A convolution as a product: of each output pixel the patch that it sees, and the kernel.
+
+    Shape: (N, H, W, C), (O, C, k, k), (O,) -> (N, H', W', O).
+    """
+    n, height, width, channels = x.shape
+    outputs, _, size, _ = weight.shape
+    out_height, out_width = ((side + 2 * padding - size) // stride + 1 for side in (height, width))
+    matrix = np.ascontiguousarray(weight.transpose(2, 3, 1, 0)).reshape(-1, outputs)  # (k*k*C, O)
+    result = np.empty((n * out_height, out_width, outputs), F)
+    parts = pieces(len(result), out_width * (len(matrix) + outputs))
+
+    def patches(part):
+        """Of the rows `part` of the result: (pixels, k * k * C)."""
+        found = np.empty((part.stop - part.start, out_width, len(matrix)), F)
+        _gather(x, part.start, out_height, size, stride, padding, found)
+        return found.reshape(-1, len(matrix))
+
+    def compute(part):
+        result[part] = (patches(part) @ matrix + bias).reshape(-1, out_width, outputs)
+
+    in_parallel(compute, parts)
+
+    def backward(gradient):
+        gradient = gradient.reshape(result.shape)
+
+        def of_weight():
+            found = total(lambda part: patches(part).T @ rows_of(gradient[part]), parts)
+            return found.reshape(size, size, channels, outputs).transpose(3, 2, 0, 1)
+
+        def of_x():
+            of_patches = product(rows_of(gradient), matrix.T)
+            of_patches = of_patches.reshape(n, out_height, out_width, -1)
+            found = np.empty_like(x, shape=(n * height, width, channels))
+            in_parallel(
+                lambda part: _scatter(of_patches, part.start, height, size, stride, padding, found[part]),
+                pieces(len(found), width * channels),
+            )
+            return found.reshape(x.shape)
+
+        return of_x, of_weight, lambda: column_sum(rows_of(gradient))
+
+    return result.reshape(n, out_height, out_width, outputs), backward
+
+
+@kernel
+def _gather(x, first, out_height, size, stride, padding, patches):
+    """Patches of the output rows from `first` on, counted over all images."""
+    _, height, width, channels = x.shape
+    for index in range(len(patches)):
+        image, row = divmod(first + index, out_height)
+        for column in range(patches.shape[1]):
+            patch = patches[index, column]
+            for i in range(size):
+                y = row * stride - padding + i
+                for j in range(size):
+                    at = (i * size + j) * channels
+                    z = column * stride - padding + j
+                    if 0 <= y < height and 0 <= z < width:
+                        for c in range(channels):
+                            patch[at + c] = x[image, y, z, c]
+                    else:
+                        for c in range(channels):
+                            patch[at + c] = F(0)
+
+
+@kernel
+def _scatter(of_patches, first, height, size, stride, padding, of_x):
+    """Each input pixel's gradient: the sum over the patches that it is in."""
+    _, out_height, out_width, _ = of_patches.shape
+    count, width, channels = of_x.shape
+    for index in range(count):
+        image, y = divmod(first + index, height)
+        for z in range(width):
+            for c in range(channels):
+                of_x[index, z, c] = F(0)
+            for i in range(size):
+                row, beyond = divmod(y + padding - i, stride)
+                if beyond or not 0 <= row < out_height:
+                    continue
+                for j in range(size):
+                    column, beyond = divmod(z + padding - j, stride)
+                    if beyond or not 0 <= column < out_width:
+                        continue
+                    at = (i * size + j) * channels
+                    for c in range(channels):
+                        of_x[index, z, c] += of_patches[image, row, column, at + c]
+
+
+@operator
+def depthwise_conv2d(x, weight, bias):
+    """Each channel with its own 3x3 kernel, padding 1.
+
+    Shape: (N, H, W, C), (C, 1, 3, 3), (C,) -> (N, H, W, C).
+    """
+    n, height, width, channels = x.shape
+    taps = np.ascontiguousarray(weight.reshape(channels, 9).T)
+    parts = pieces(n * height, width * channels)
+
+    def correlate(values, taps, bias):
+        result = np.empty((n * height, width, channels), F)
+        in_parallel(lambda part: _correlate(values, taps, bias, part.start, result[part]), parts)
+        return result.reshape(x.shape)
+
+    def backward(gradient):
+        def of_taps(part):
+            sums = np.zeros((10, channels), F)
+            _tap_gradients(x, gradient.reshape(n * height, width, channels)[part], part.start, sums)
+            return sums
+
+        sums = total(of_taps, parts)
+        return (
+            lambda: correlate(gradient, np.ascontiguousarray(taps[::-1]), np.zeros_like(bias)),
+            sums[:9].T.reshape(weight.shape),
+            sums[9],
+        )
+
+    return correlate(x, taps, bias), backward
+
+
+@kernel
+def _correlate(x, taps, bias, first, result):
+    """result[y, z] = bias + the sum over i, j of taps[3 * i + j] * x[y + i - 1, z + j - 1]."""
+    _, height, width, channels = x.shape
+    for index in range(len(result)):
+        image, y = divmod(first + index, height)
+        for z in range(width):
+            out = result[index, z]
+            for c in range(channels):
+                out[c] = bias[c]
+            for i in range(3):
+                if not 0 <= y + i - 1 < height:
+                    continue
+                k = 3 * i
+                row = x[image, y + i - 1]
+                if 0 < z < width - 1:
+                    for c in range(channels):
+                        out[c] += (
+                            taps[k, c] * row[z - 1, c]
+                            + taps[k + 1, c] * row[z, c]
+                            + taps[k + 2, c] * row[z + 1, c]
+                        )
+                else:
+                    for j in range(max(1 - z, 0), min(width + 1 - z, 3)):
+                        for c in range(channels):
+                            out[c] += taps[k + j, c] * row[z + j - 1, c]
+
+
+@kernel
+def _tap_gradients(x, gradient, first, sums):
+    """sums[3 * i + j] += the sum over y, z of gradient[y, z] * x[y + i - 1, z + j - 1]; the last
+    row of `sums` is for the bias."""
+    _, height, width, channels = x.shape
+    for index in range(len(gradient)):
+        image, y = divmod(first + index, height)
+        for z in range(width):
+            g = gradient[index, z]
+            for c in range(channels):
+                sums[9, c] += g[c]
+            for i in range(3):
+                if not 0 <= y + i - 1 < height:
+                    continue
+                k = 3 * i
+                row = x[image, y + i - 1]
+                if 0 < z < width - 1:
+                    for c in range(channels):
+                        sums[k, c] += g[c] * row[z - 1, c]
+                        sums[k + 1, c] += g[c] * row[z, c]
+                        sums[k + 2, c] += g[c] * row[z + 1, c]
+                else:
+                    for j in range(max(1 - z, 0), min(width + 1 - z, 3)):
+                        for c in range(channels):
+                            sums[k + j, c] += g[c] * row[z + j - 1, c]
