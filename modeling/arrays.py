@@ -150,7 +150,7 @@ class Run:
         values = leaf.slot.gradient
         values = np.zeros_like(leaf.values) if values is None else np.ascontiguousarray(values)
         sbp = list(source.sbp)
-        if isinstance(source, nn.Parameter) and dist.get_data_parallel_size() > 1:
+        if dist.get_data_parallel_size() > 1 and sbp[0] == flow.sbp.broadcast:
             sbp[0] = flow.sbp.partial_sum  # what this rank's images make of it
         return flow.from_numpy(values).to_global(placement=source.placement, sbp=sbp)
 
@@ -323,13 +323,22 @@ SPLIT, WHOLE, PARTS = flow.sbp.split(0), flow.sbp.broadcast, flow.sbp.partial_su
 
 
 def sum_over_batch(values: np.ndarray) -> np.ndarray:
-    """The sum over the data-parallel ranks. Shape: (K, ...) -> the same."""
-    return exchange(values, (PARTS, SPLIT), (WHOLE, SPLIT))
+    """The sum over the data-parallel ranks."""
+    return _sum(values, (PARTS, SPLIT), (WHOLE, SPLIT))
 
 
 def sum_over_shares(values: np.ndarray) -> np.ndarray:
-    """The sum over the tensor-parallel ranks. Shape: (K, ...) -> the same."""
-    return exchange(values, (SPLIT, PARTS), (SPLIT, WHOLE))
+    """The sum over the tensor-parallel ranks."""
+    return _sum(values, (SPLIT, PARTS), (SPLIT, WHOLE))
+
+
+def _sum(values: np.ndarray, before: tuple, after: tuple) -> np.ndarray:
+    if dist.get_world_size() == 1:
+        return values
+    # In parts of one length for all ranks: OneFlow's process ends where a rank has none.
+    missing = -values.size % dist.get_world_size()
+    summed = exchange(np.pad(values.reshape(-1), (0, missing)), before, after)
+    return summed[: values.size].reshape(values.shape)
 
 
 def join_shares(values: np.ndarray) -> np.ndarray:

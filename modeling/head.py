@@ -68,9 +68,8 @@ class DecodeHead(nn.Module):
         take = taking(features[0])
         matrices, bias = self._fusion(take) if self.training else self.folded(take)
         biases = [bias, *[None] * (len(matrices) - 1)]  # added once, it is in the whole sum
-        x = upsampled_sum(
-            [linear(sum_gradients(f), *each) for f, *each in zip(features, matrices, biases)]
-        )
+        features = [sum_gradients(x, self.linear_fuse.parallel) for x in features]
+        x = upsampled_sum([linear(*each) for each in zip(features, matrices, biases)])
         if self.training:
             x = self.batch_norm(x)
         x = self.dropout(relu(x), noise)
@@ -98,7 +97,7 @@ class DecodeHead(nn.Module):
         slices = [fuse.narrow(0, start, size) for start in range(0, fuse.shape[0], size)][::-1]
         projections = [projection.proj for projection in self.linear_c]
         weights, biases = (
-            [sum_gradients(take(parameter)) for parameter in parameters]
+            [sum_gradients(take(parameter), self.linear_fuse.parallel) for parameter in parameters]
             for parameters in zip(*((p.weight, p.bias) for p in projections))
         )
         matrices = [linear(weight, part) for weight, part in zip(weights, slices)]
@@ -126,7 +125,7 @@ class _PointwiseConv(nn.Module):
         bias: bool = True,
     ):
         super().__init__()
-        self.in_features = in_channels
+        self.in_features, self.parallel = in_channels, parallel
         sbp = sharded_sbp(1 if parallel == "row" else 0, parallel)
         self.weight = parameter((out_channels, in_channels, 1, 1), layer_idx, sbp)
         self.bias = parameter((out_channels,), layer_idx) if bias else None

@@ -58,16 +58,19 @@ def _whole_sbp(x) -> tuple:
     return (*x.sbp[:-1], flow.sbp.broadcast)
 
 
-def sum_gradients(x):
+def sum_gradients(x, parallel: str = "col"):
     """`x`, whose gradient becomes the sum of what the ranks find of it (Megatron's f).
 
-    It belongs before layers that are split over the tensor-parallel ranks, once for all that have
-    the same input. Behind a weight that is rearranged before its use it keeps OneFlow 0.9's graphs
-    from summing only after the rearrangement, with a split that their slicing gets wrong.
+    It belongs before layers that are split over the tensor-parallel ranks by column, once for all
+    that have the same input; with another `parallel` it is `x`. Behind a weight that is rearranged
+    before its use it keeps OneFlow 0.9's graphs from summing only after the rearrangement, with a
+    split that their slicing gets wrong.
     """
+    if parallel != "col" or dist.get_world_size() == 1:
+        return x
     if isinstance(x, Array):
         return x if dist.get_tensor_parallel_size() == 1 else _sum_gradients(x)
-    return x if dist.get_world_size() == 1 else x.to_global(grad_sbp=x.sbp)
+    return x.to_global(grad_sbp=x.sbp)
 
 
 @operator
@@ -517,12 +520,12 @@ def _dropped(x, noise, columns: int, drop_prob: float):
     Shape: (N, ..., C), noise (N, columns) or None for noise of its own -> (N, ..., C).
     """
     keep_prob = 1.0 - drop_prob
-    if isinstance(x, Array):
-        noise = x.run.take(_own_noise(x, columns) if noise is None else noise).values
-        if columns > 1 and noise.shape[1] != columns:  # tensor-parallel ranks share the channels
-            noise = share_of(noise)
-        return kernels.scaled(x, factors=np.floor(noise + np.float32(keep_prob)) / np.float32(keep_prob))
     noise = _own_noise(x, columns) if noise is None else noise
+    if isinstance(x, Array):
+        noise = x.run.take(noise).values
+        if noise.shape[1] != columns:  # the tensor-parallel ranks share the channels
+            noise = share_of(noise)
+        return kernels.scaled(x, factors=np.floor(noise + np.float32(keep_prob)) / keep_prob)
     factors = flow.floor(noise.to(x.dtype) + keep_prob) / keep_prob
     return x * factors.reshape(x.shape[0], *[1] * (x.ndim - 2), columns)
 

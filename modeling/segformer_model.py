@@ -86,11 +86,13 @@ class EfficientSelfAttention(nn.Module):
 
     def forward(self, x):
         n, _, _, dim = x.shape
-        x = reduced = sum_gradients(x)  # of q and of sr, or of q and kv
+        tokens = sum_gradients(x, self.q.parallel)
+        query = self.q(tokens.reshape(n, -1, dim))
         if self.sr_ratio > 1:
-            reduced = sum_gradients(self.norm(self.sr(x)))
-        key, value = self.kv(reduced.reshape(n, -1, dim))
-        query = self.q(x.reshape(n, -1, dim))
+            both = self.sr.parallel == self.q.parallel
+            reduced = self.sr(tokens if both else sum_gradients(x, self.sr.parallel))
+            tokens = sum_gradients(self.norm(reduced), self.kv.parallel)
+        key, value = self.kv(tokens.reshape(n, -1, dim))
         heads = self.num_heads * query.shape[-1] // dim
         return self.proj(attend(query, key, value, heads, self.scale)).reshape(*x.shape)
 
@@ -122,7 +124,7 @@ class MixFFN(nn.Module):
         self.dense_4h_to_h = Linear(hidden_dim, dim, parallel=join, layer_idx=layer_idx)
 
     def forward(self, x):
-        x = self.dense_h_to_4h(sum_gradients(x))
+        x = self.dense_h_to_4h(sum_gradients(x, self.dense_h_to_4h.parallel))
         return self.dense_4h_to_h(gelu(self.dwconv(x)))
 
 

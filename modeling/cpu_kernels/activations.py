@@ -7,7 +7,8 @@ from projects.SegFormer.modeling.cpu_kernels.compiled import inlined, kernel
 from projects.SegFormer.modeling.cpu_kernels.products import rows_of
 from projects.SegFormer.modeling.cpu_kernels.threads import in_parallel, joined, pieces, shares
 
-F, I = np.float32, np.int32
+F = np.float32
+Int = np.int32
 
 
 @inlined
@@ -27,7 +28,7 @@ def exp(x):
     power = power * r + F(0.5)
     power = power * r + F(1)
     power = power * r + F(1)
-    return power * I((I(n) + I(127)) << I(23)).view(np.float32)
+    return power * Int((Int(n) + Int(127)) << Int(23)).view(np.float32)
 
 
 @inlined

@@ -15,8 +15,9 @@ SCORES = 2**16  # of some queries: 256 KB
 def attend(query, key, value, *, heads, scale):
     """softmax(query key^T * scale) value, each head for itself (Vaswani et al. 2017).
 
-    Some queries at a time, so that their scores stay in a core's cache and never exist as a whole;
-    the way back computes them anew, from the sum that each softmax was divided by (Dao et al. 2022).
+    Some queries at a time, so that their scores stay in a core's cache and never exist as a whole.
+    The way back computes them anew, from the sum that each softmax was divided by (Dao et al.
+    2022).
 
     Shape: (N, L, C), (N, M, C), (N, M, C) -> (N, L, C).
     """

@@ -1,7 +1,6 @@
 """Numba's compiler, as all kernels use it."""
 
 import numba
-import numpy as np
 
 # Sums in any order and fused products, so that loops use vectors. What is not a number, or
 # infinite, stays so: "nnan" and "ninf" are left out.

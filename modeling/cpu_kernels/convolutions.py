@@ -8,7 +8,6 @@ from projects.SegFormer.modeling.cpu_kernels.products import (
     column_sum,
     product,
     rows_of,
-    weight_gradient,
 )
 from projects.SegFormer.modeling.cpu_kernels.threads import in_parallel, pieces, total
 
@@ -50,8 +49,9 @@ def conv2d(x, weight, bias, *, stride, padding):
             of_patches = product(rows_of(gradient), matrix.T)
             of_patches = of_patches.reshape(n, out_height, out_width, -1)
             found = np.empty_like(x, shape=(n * height, width, channels))
+            geometry = height, size, stride, padding
             in_parallel(
-                lambda part: _scatter(of_patches, part.start, height, size, stride, padding, found[part]),
+                lambda part: _scatter(of_patches, part.start, *geometry, found[part]),
                 pieces(len(found), width * channels),
             )
             return found.reshape(x.shape)

@@ -21,9 +21,7 @@ def layer_norm(x, weight, bias, *, eps):
     statistics = np.empty((len(rows), 2), F)  # of each row its mean and 1 / standard deviation
     parts = pieces(*rows.shape)
     in_parallel(
-        lambda part: _layer_norm(
-            rows[part], weight, bias, F(eps), result[part], statistics[part]
-        ),
+        lambda part: _layer_norm(rows[part], weight, bias, F(eps), result[part], statistics[part]),
         parts,
     )
 
@@ -64,7 +62,7 @@ def _layer_norm(x, weight, bias, eps, result, statistics):
 
 @kernel
 def _layer_norm_gradient(x, weight, gradient, statistics, of_x, of_parameters):
-    """With n = (x - mean) / std and h = gradient * weight: (h - mean(h) - n * mean(h * n)) / std."""
+    """(h - mean(h) - n * mean(h * n)) / std with n = (x - mean) / std, h = gradient * weight."""
     count, channels = x.shape
     for row in range(count):
         mean, inverse = statistics[row, 0], statistics[row, 1]
