@@ -108,6 +108,9 @@ class Run:
 
         They have a gradient if one is asked for.
         """
+        leaves = self._leaves.values()
+        sources = [(tensor, array.slot) for array, tensor in leaves if array.learns]
+        self._leaves.clear()  # they know this run: they would wait for the garbage collector
         if not self._operations:
             return _mapped(result, Array, _as_tensor)
         arrays = list(_found(result, Array))
@@ -115,7 +118,6 @@ class Run:
         tensors = tuple(map(_as_tensor, arrays))
         result = _mapped(result, Array, arrays.index)
         del arrays
-        sources = [source for leaf, source in self._leaves.values() if leaf.learns]
 
         def forward(ctx, *_):
             return tensors
@@ -125,11 +127,11 @@ class Run:
                 if slot is not None:
                     slot.add(local_values(gradient.to_global(sbp=sbp)))
             self._go_back()
-            return tuple(map(self._gradient, sources))
+            return tuple(_gradient(*source) for source in sources)
 
         # Function.apply takes both from a class, and a class keeps what they hold until the garbage
         # collector comes.
-        operations = Function.__base__.apply("Run", forward, backward, *sources)
+        operations = Function.__base__.apply("Run", forward, backward, *(t for t, _ in sources))
         operations = [operations] if isinstance(operations, flow.Tensor) else operations
         return _mapped(result, int, lambda index: operations[index])
 
@@ -138,6 +140,8 @@ class Run:
         while self._operations:
             results, inputs, backward = self._operations.pop()
             gradients = [slot.gradient for slot in results]
+            for slot in results:
+                slot.gradient = None  # it takes no memory any more
             if all(gradient is None for gradient in gradients):
                 continue
             found = backward(*gradients)
@@ -145,14 +149,16 @@ class Run:
                 if slot is not None:
                     slot.add(gradient() if callable(gradient) else gradient)
 
-    def _gradient(self, source: flow.Tensor) -> flow.Tensor:
-        leaf, _ = self._leaves[id(source)]
-        values = leaf.slot.gradient
-        values = np.zeros_like(leaf.values) if values is None else np.ascontiguousarray(values)
-        sbp = list(source.sbp)
-        if dist.get_data_parallel_size() > 1 and sbp[0] == flow.sbp.broadcast:
-            sbp[0] = flow.sbp.partial_sum  # what this rank's images make of it
-        return flow.from_numpy(values).to_global(placement=source.placement, sbp=sbp)
+
+def _gradient(source: flow.Tensor, slot: Slot) -> flow.Tensor:
+    values = slot.gradient
+    if values is None:
+        values = np.zeros(source.to_local().shape, np.float32)
+    sbp = list(source.sbp)
+    if dist.get_data_parallel_size() > 1 and sbp[0] == flow.sbp.broadcast:
+        sbp[0] = flow.sbp.partial_sum  # what this rank's images make of it
+    tensor = flow.from_numpy(np.ascontiguousarray(values))
+    return tensor.to_global(placement=source.placement, sbp=sbp)
 
 
 def operator(function):

@@ -9,11 +9,13 @@ from importlib import import_module
 _PLACES = {
     "activations": ("gelu", "relu", "scaled"),
     "attention": ("attend",),
+    "compiled": ("arg_max",),
     "convolutions": ("conv2d", "depthwise_conv2d"),
-    "interpolation": ("best_classes", "upsample", "upsampled_sum"),
+    "interpolation": ("upsample", "upsampled_sum"),
     "losses": ("cross_entropy", "dice_loss", "over_pixels"),
     "norms": ("batch_norm", "layer_norm"),
     "products": ("linear", "pointwise_conv2d"),
+    "threads": ("in_parallel",),
 }
 
 

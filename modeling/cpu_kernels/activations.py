@@ -15,7 +15,8 @@ Int = np.int32
 def exp(x):
     """e^x, x at most 88, within 1e-7 of it; what is below -87 is taken for -87.
 
-    2^n * e^r with a whole n and |r| <= ln(2) / 2, of which e^r is its Taylor series.
+    2^n * e^r with a whole n and |r| <= ln(2) / 2, of which e^r is its Taylor series. In a loop `x`
+    should be an element of an array: of a difference with a variable LLVM 14 makes no vectors.
     """
     x = F(-87) if x < F(-87) else x
     n = np.floor(x * F(1.4426950408889634) + F(0.5))
@@ -87,16 +88,16 @@ def _gelu_gradient(x, gradient, of_x):
 @operator
 def relu(x):
     """max(x, 0). Shape: (..., C)."""
-    rows = rows_of(x)
+    shape, rows = x.shape, rows_of(x)
     parts = pieces(*rows.shape)
-    result = joined(lambda part: np.maximum(rows[part], 0), parts, rows).reshape(x.shape)
+    result = joined(lambda part: np.maximum(rows[part], 0), parts, rows)
 
     def backward(gradient):
         gradient = rows_of(gradient)
-        found = joined(lambda part: gradient[part] * (rows[part] > 0), parts, rows)
-        return found.reshape(x.shape)
+        found = joined(lambda part: gradient[part] * (result[part] > 0), parts, result)
+        return found.reshape(shape)
 
-    return result, backward
+    return result.reshape(shape), backward
 
 
 @operator

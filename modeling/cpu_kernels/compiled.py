@@ -1,6 +1,7 @@
 """Numba's compiler, as all kernels use it."""
 
 import numba
+import numpy as np
 
 # Sums in any order and fused products, so that loops use vectors. What is not a number, or
 # infinite, stays so: "nnan" and "ninf" are left out.
@@ -28,3 +29,21 @@ def largest(values):
     for i in range(1, len(values)):
         result = values[i] if values[i] > result else result
     return result
+
+
+def arg_max(values: np.ndarray) -> np.ndarray:
+    """Where the largest value of the last axis is, as NumPy's argmax: (..., C) -> int64 (...)."""
+    result = np.empty(values.shape[:-1], np.int64)
+    _arg_max(values.reshape(-1, values.shape[-1]), result.reshape(-1))
+    return result
+
+
+@kernel
+def _arg_max(values, result):
+    for row in range(len(values)):
+        best, found = values[row, 0], 0
+        for i in range(1, values.shape[1]):
+            value = values[row, i]
+            if value > best or (value != value and best == best):
+                best, found = value, i
+        result[row] = found

@@ -122,15 +122,14 @@ def depthwise_conv2d(x, weight, bias):
 
     def backward(gradient):
         def of_taps(part):
-            sums = np.zeros((10, channels), F)
+            sums = np.zeros((9, channels), F)
             _tap_gradients(x, gradient.reshape(n * height, width, channels)[part], part.start, sums)
             return sums
 
-        sums = total(of_taps, parts)
         return (
             lambda: correlate(gradient, np.ascontiguousarray(taps[::-1]), np.zeros_like(bias)),
-            sums[:9].T.reshape(weight.shape),
-            sums[9],
+            lambda: total(of_taps, parts).T.reshape(weight.shape),
+            lambda: column_sum(rows_of(gradient)),
         )
 
     return correlate(x, taps, bias), backward
@@ -142,50 +141,39 @@ def _correlate(x, taps, bias, first, result):
     _, height, width, channels = x.shape
     for index in range(len(result)):
         image, y = divmod(first + index, height)
-        for z in range(width):
-            out = result[index, z]
-            for c in range(channels):
-                out[c] = bias[c]
-            for i in range(3):
-                if not 0 <= y + i - 1 < height:
-                    continue
-                k = 3 * i
-                row = x[image, y + i - 1]
+        result[index] = bias
+        for i in range(max(1 - y, 0), min(height + 1 - y, 3)):
+            row, a, b, c = x[image, y + i - 1], taps[3 * i], taps[3 * i + 1], taps[3 * i + 2]
+            for z in range(width):
+                out = result[index, z]
                 if 0 < z < width - 1:
-                    for c in range(channels):
-                        out[c] += (
-                            taps[k, c] * row[z - 1, c]
-                            + taps[k + 1, c] * row[z, c]
-                            + taps[k + 2, c] * row[z + 1, c]
-                        )
+                    left, here, right = row[z - 1], row[z], row[z + 1]
+                    for k in range(channels):
+                        out[k] += a[k] * left[k] + b[k] * here[k] + c[k] * right[k]
                 else:
                     for j in range(max(1 - z, 0), min(width + 1 - z, 3)):
-                        for c in range(channels):
-                            out[c] += taps[k + j, c] * row[z + j - 1, c]
+                        for k in range(channels):
+                            out[k] += taps[3 * i + j, k] * row[z + j - 1, k]
 
 
 @kernel
 def _tap_gradients(x, gradient, first, sums):
-    """sums[3 * i + j] += the sum over y, z of gradient[y, z] * x[y + i - 1, z + j - 1]; the last
-    row of `sums` is for the bias."""
+    """sums[3 * i + j] += the sum over y, z of gradient[y, z] * x[y + i - 1, z + j - 1].
+
+    Four pixels at a time, so that a sum is read and written once for four products.
+    """
     _, height, width, channels = x.shape
+    steps = -(-width // 4) * 4
+    row, g = np.zeros((steps + 2, channels), F), np.zeros((steps, channels), F)
     for index in range(len(gradient)):
         image, y = divmod(first + index, height)
-        for z in range(width):
-            g = gradient[index, z]
-            for c in range(channels):
-                sums[9, c] += g[c]
-            for i in range(3):
-                if not 0 <= y + i - 1 < height:
-                    continue
-                k = 3 * i
-                row = x[image, y + i - 1]
-                if 0 < z < width - 1:
-                    for c in range(channels):
-                        sums[k, c] += g[c] * row[z - 1, c]
-                        sums[k + 1, c] += g[c] * row[z, c]
-                        sums[k + 2, c] += g[c] * row[z + 1, c]
-                else:
-                    for j in range(max(1 - z, 0), min(width + 1 - z, 3)):
-                        for c in range(channels):
-                            sums[k + j, c] += g[c] * row[z + j - 1, c]
+        g[:width] = gradient[index]
+        for i in range(max(1 - y, 0), min(height + 1 - y, 3)):
+            row[1 : width + 1] = x[image, y + i - 1]
+            for z in range(0, steps, 4):
+                g0, g1, g2, g3 = g[z], g[z + 1], g[z + 2], g[z + 3]
+                for j in range(3):
+                    out = sums[3 * i + j]
+                    x0, x1, x2, x3 = row[z + j], row[z + j + 1], row[z + j + 2], row[z + j + 3]
+                    for k in range(channels):
+                        out[k] += g0[k] * x0[k] + g1[k] * x1[k] + g2[k] * x2[k] + g3[k] * x3[k]

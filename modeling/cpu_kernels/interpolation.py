@@ -122,37 +122,3 @@ def _add_downsampled(gradient, rows, columns, start, height, result):
             if weight:
                 for c in range(channels):
                     result[index, j + 1, c] += weight * row[z, c]
-
-
-def best_classes(logits: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The class of the largest of the logits, interpolated to `size`.
-
-    Shape: (N, h, w, C) -> int64 (N, *size). Of equal ones the first; where a logit is not a number,
-    its class, as NumPy's argmax has it.
-    """
-    n, height, width, _ = logits.shape
-    rows, columns = axis(height, size[0]), axis(width, size[1])
-    result = np.empty((n * size[0], size[1]), np.int64)
-    in_parallel(
-        lambda part: _best_classes(logits, rows, columns, part.start, size[0], result[part]),
-        pieces(len(result), size[1] * logits.shape[3]),
-    )
-    return result.reshape(n, *size)
-
-
-@kernel
-def _best_classes(logits, rows, columns, start, height, result):
-    _, _, width, channels = logits.shape
-    row = np.empty((width, channels), F)
-    for index in range(len(result)):
-        image, y = divmod(start + index, height)
-        interpolated_row(logits[image], rows, y, row)
-        for z in range(result.shape[1]):
-            left, right = row[columns.first[z]], row[min(columns.first[z] + 1, width - 1)]
-            weight = columns.weight[z]
-            best, found = left[0] + weight * (right[0] - left[0]), 0
-            for c in range(1, channels):
-                value = left[c] + weight * (right[c] - left[c])
-                if value > best or (value != value and best == best):
-                    best, found = value, c
-            result[index, z] = found

@@ -159,7 +159,9 @@ def _over_pixels(
                 for c in range(classes):
                     spread += terms.weights[c] * (top - p[c])
             for c in range(classes):
-                e = exp(p[c] - top)
+                p[c] -= top
+            for c in range(classes):
+                e = exp(p[c])
                 p[c] = e
                 total += e
             logarithm, inverse = np.log(total), F(1) / total
