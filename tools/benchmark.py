@@ -1,14 +1,16 @@
-"""Time and memory of inference and of the training step, also beside transformers'.
+"""Time and memory of inference, evaluation and the training step, also beside transformers'.
 
     python tools/benchmark.py [--model-size b2] [--training] [--size 512 512] [--batch 1]
     python tools/benchmark.py --engine graph --device cuda
     python tools/benchmark.py --against transformers --reference-python OTHER/bin/python
+    python tools/benchmark.py --label-map --against transformers-compiled --reference-python ...
     python tools/benchmark.py --engine onnx --against oneflow
 
 With --against the two sides have the same weights and inputs, a process each and the same cores,
 and take turns: a round of one, a round of the other, while that one waits. How far their results
 are apart is told too. A training step is forward, loss, backward and AdamW; it is without dropout
-and drop path, so that the losses can be compared.
+and drop path, so that the losses can be compared. An evaluation (--label-map) goes on from the
+logits to the class of every pixel at the images' size.
 """
 
 import projects.SegFormer.engine.process  # noqa: F401
@@ -47,11 +49,13 @@ from projects.SegFormer.tools.get_flops import model_settings
 
 TOOLS = Path(__file__).resolve().parent
 ENGINES = ("oneflow", "graph", "onnx")
-REFERENCES = ("transformers", "transformers-onnx")
+REFERENCES = ("transformers", "transformers-compiled", "transformers-onnx")
+LABEL_MAP_ENGINES = ("oneflow", "transformers", "transformers-compiled")
 # Of an engine, what runs it and what it runs; the others run benchmark_oneflow.py with "model".
 WORKERS = {
     "onnx": ("benchmark_onnx.py", "ours.onnx"),
     "transformers": ("benchmark_transformers.py", "model"),
+    "transformers-compiled": ("benchmark_transformers.py", "model"),
     "transformers-onnx": ("benchmark_onnx.py", "theirs.onnx"),
 }
 OPTIMIZER = dict(lr=6e-5, weight_decay=0.01)
@@ -78,6 +82,7 @@ def main(arguments: list[str]) -> None:
             drop_path_rate=settings["drop_path_rate"],
             decoder_dropout=settings["decoder_dropout"],
             training=args.training,
+            label_map=args.label_map,
             batch=args.batch,
             size=list(args.size),
             device=args.device,
@@ -107,6 +112,11 @@ def check(args: argparse.Namespace) -> None:
             raise InputError(f"{engine} does inference alone: leave out --training")
         if engine.endswith("onnx") and args.device != "cpu":
             raise InputError(f"{engine} is measured on the CPU: leave out --device {args.device}")
+        if engine and args.label_map and engine not in LABEL_MAP_ENGINES:
+            known = ", ".join(LABEL_MAP_ENGINES)
+            raise InputError(f"{engine} ends with the logits: --label-map is for {known}")
+    if args.label_map and args.training:
+        raise InputError("--label-map is an evaluation: leave out --training")
     if args.device == "cuda" and not flow.cuda.is_available():
         raise InputError("--device cuda: OneFlow finds no GPU here")
     if args.reference_python and args.against not in REFERENCES:
@@ -193,7 +203,7 @@ def measure(folder: Path, args: argparse.Namespace, settings: dict) -> dict:
         for side in sides:
             side.end()
     report = dict(cores_of_others=max(load, 0.0), sides=[summary(s, args.batch) for s in sides])
-    return report | comparison(*sides) if len(sides) == 2 else report
+    return report | comparison(*sides, args.label_map) if len(sides) == 2 else report
 
 
 class Side:
@@ -203,7 +213,8 @@ class Side:
         """Start it. Its files in `folder` begin with `name`."""
         script, model = WORKERS.get(engine, ("benchmark_oneflow.py", "model"))
         self.engine, self.seconds, self.peak_memory = engine, [], 0
-        self._python = args.reference_python if engine == "transformers" else sys.executable
+        of_transformers = script == WORKERS["transformers"][0]
+        self._python = args.reference_python if of_transformers else sys.executable
         self._results, self._errors = folder / f"{name}.npy", folder / f"{name}.log"
         job = dict(
             engine=engine,
@@ -212,6 +223,7 @@ class Side:
             labels=str(folder / "labels.npy"),
             results=str(self._results),
             training=args.training,
+            label_map=args.label_map,
             optimizer=OPTIMIZER,
             device=args.device,
             threads=args.threads,
@@ -268,7 +280,10 @@ def reason(code: int, errors: str) -> str:
     lines = errors.strip().splitlines()
     if code < 0 or not lines:
         return f"it ended by {signal.Signals(-code).name}" if code < 0 else f"it ended with {code}"
-    return lines[-1]
+    _, traceback, last = errors.rpartition("Traceback (most recent call last):\n")
+    # Of a traceback the error itself, after its indented frames: advice may follow it.
+    said = [line for line in last.splitlines() if line and line[0] != " "] if traceback else []
+    return said[0] if said else lines[-1]
 
 
 def seconds_of_others(sides: list[Side]) -> float:
@@ -294,16 +309,21 @@ def summary(side: Side, batch: int) -> dict:
     )
 
 
-def comparison(ours: Side, theirs: Side) -> dict:
+def comparison(ours: Side, theirs: Side, label_maps: bool) -> dict:
     """Ratios of time are theirs over ours, that of memory is ours over theirs."""
     medians = [np.median(side.seconds, axis=1) for side in (ours, theirs)]
-    return dict(
+    if label_maps:
+        results = dict(differing_pixels=float((ours.results != theirs.results).mean()))
+    else:
+        results = dict(
+            largest_difference=float(np.abs(ours.results - theirs.results).max()),
+            largest_result=float(np.abs(theirs.results).max()),
+        )
+    return results | dict(
         ratio=np.median(theirs.seconds) / np.median(ours.seconds),
         ratio_of_fastest=np.min(theirs.seconds) / np.min(ours.seconds),
         ratios_of_rounds=(medians[1] / medians[0]).tolist(),
         memory_ratio=ours.peak_memory / theirs.peak_memory,
-        largest_difference=float(np.abs(ours.results - theirs.results).max()),
-        largest_result=float(np.abs(theirs.results).max()),
     )
 
 
@@ -318,20 +338,21 @@ def cpu_model() -> str:
 
 def format_report(report: dict) -> str:
     height, width = report["size"]
-    what = "training step" if report["training"] else "inference"
+    what = "evaluation" if report["label_map"] else "inference"
+    what = "training step" if report["training"] else what
     lines = [
         f"{report['config']}, {report['num_classes']} classes: {what}, "
         f"{report['batch']}x{height}x{width}, {report['device']}",
         f"{report['cpu']}, {report['threads']} threads; other processes kept "
         f"{report['cores_of_others']:.2f} cores busy",
         "",
-        f"{'seconds':<18}{'fastest':>9}{'median':>9}{'quartiles':>18}{'images/s':>10}"
+        f"{'seconds':<22}{'fastest':>9}{'median':>9}{'quartiles':>18}{'images/s':>10}"
         f"{'peak memory':>13}",
     ]
     for side in report["sides"]:
         low, high = side["quartiles"]
         lines.append(
-            f"{side['engine']:<18}{side['fastest']:>9.4f}{side['median']:>9.4f}"
+            f"{side['engine']:<22}{side['fastest']:>9.4f}{side['median']:>9.4f}"
             f"{f'{low:.4f} - {high:.4f}':>18}{side['images_per_second']:>10.2f}"
             f"{side['peak_memory'] / 2**20:>9.0f} MiB"
         )
@@ -346,11 +367,17 @@ def format_report(report: dict) -> str:
 
 def _format_comparison(report: dict) -> list[str]:
     ours, theirs = (side["engine"] for side in report["sides"])
-    results = "losses" if report["training"] else "logits"
     ratio, rounds = report["ratio"], report["ratios_of_rounds"]
+    if report["label_map"]:
+        apart = f"label maps differ in {100 * report['differing_pixels']:.2g} % of the pixels"
+    else:
+        results = "losses" if report["training"] else "logits"
+        apart = (
+            f"{results} differ by at most {report['largest_difference']:.1e}, "
+            f"of at most {report['largest_result']:.3g}"
+        )
     return [
-        f"{results} differ by at most {report['largest_difference']:.1e}, "
-        f"of at most {report['largest_result']:.3g}",
+        apart,
         "",
         f"{ratio:.2f}x: {ours} is {'faster' if ratio > 1 else 'slower'} than {theirs} by the "
         f"ratio of medians; by rounds {min(rounds):.2f} to {max(rounds):.2f}, by the fastest "
@@ -366,6 +393,9 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--model-size", choices=sizes, default="b0", help="b0 without")
     model.add_argument("--config", help="config to run, or one of configs/models, instead")
     parser.add_argument("--training", action="store_true", help="the training step; else inference")
+    parser.add_argument(
+        "--label-map", action="store_true", help="evaluation: on to the class of every pixel"
+    )
     parser.add_argument("--dropout", action="store_true", help="and drop path, as in the config")
     parser.add_argument(
         "--size",

@@ -20,10 +20,14 @@ VERSIONS = {"torch": torch.__version__, "transformers": transformers.__version__
 
 def build(job: dict, images: np.ndarray, labels: np.ndarray) -> Work:
     torch.set_num_threads(job["threads"])
-    model = load(job["model"]).to(job["device"])
+    model = load(job["model"]).to(job["device"]).train(job["training"])
+    if job["engine"] == "transformers-compiled":
+        model = compiled(model)
     images, labels = (torch.from_numpy(array).to(job["device"]) for array in (images, labels))
     if job["training"]:
         step = training_step(model, images, labels, job["optimizer"])
+    elif job["label_map"]:
+        step = evaluation_step(model, images)
     else:
 
         def step():
@@ -40,7 +44,7 @@ def build(job: dict, images: np.ndarray, labels: np.ndarray) -> Work:
 
     return Work(
         synchronised_step,
-        lambda result: result.detach().cpu().numpy(),
+        lambda result: np.asarray(result.detach().cpu()),
         VERSIONS,
         torch.cuda.max_memory_reserved if on_gpu else peak_resident,
     )
@@ -50,8 +54,34 @@ def load(folder: str) -> transformers.SegformerForSemanticSegmentation:
     return transformers.SegformerForSemanticSegmentation.from_pretrained(folder).eval()
 
 
+def compiled(model):
+    """Through torch.compile, which does its work in the first steps. Those are not timed."""
+    if not hasattr(torch, "compile"):
+        sys.exit(f"torch {torch.__version__} has no torch.compile: it needs 2.0 or later")
+    return torch.compile(model)
+
+
+def evaluation_step(model, images):
+    """Label maps, int64 (N, H, W), as transformers makes them of its logits, on the host."""
+    try:
+        processor = transformers.SegformerImageProcessor()
+    except ImportError:
+        sys.exit(
+            f"the image processor of transformers {transformers.__version__} finds no torchvision "
+            "or Pillow: install them there, or leave out --label-map"
+        )
+    sizes = [tuple(images.shape[2:])] * len(images)
+
+    def step():
+        with torch.inference_mode():
+            outputs = model(images)
+            maps = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
+            return torch.stack(maps).cpu()
+
+    return step
+
+
 def training_step(model, images, labels, settings: dict):
-    model.train()
     optimizer = torch.optim.AdamW(model.parameters(), **settings)
 
     def step():

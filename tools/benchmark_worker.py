@@ -18,8 +18,9 @@ CHECKED_STEPS = 3  # of a training, whose losses are compared
 class Work(NamedTuple):
     """What is measured.
 
-    `step` computes once, waits until it is done and returns logits or the loss, `to_numpy` makes an
-    array of that, `versions` names the libraries, and `peak_memory` gives bytes so far.
+    `step` computes once, waits until it is done and returns logits, label maps or the loss,
+    `to_numpy` makes an array of that, `versions` names the libraries, and `peak_memory` gives bytes
+    so far.
     """
 
     step: Callable[[], Any]

@@ -91,18 +91,28 @@ def batch_norm(x, weight, bias, *, eps, sum_over_batch, keep):
     """
     rows = rows_of(x)
     parts = pieces(*rows.shape)
+
+    def sums(values, centre=np.zeros_like(bias)):
+        """Of each channel the sum of `values` and of values * (x - centre): (2, C)."""
+
+        def of_part(p):
+            found = np.zeros((2, x.shape[-1]))
+            _add_sums(values(p), rows[p], centre, found)
+            return found
+
+        return total(of_part, parts).astype(F)
+
     count = sum_over_batch(np.full((1, 1), len(rows), F))[0, 0]
-    mean = sum_over_batch(total(lambda p: rows[p].sum(0), parts)[None])[0] / count
-    squares = total(lambda p: ((rows[p] - mean) ** 2).sum(0), parts)
-    variance = sum_over_batch(squares[None])[0] / count
+    mean = sum_over_batch(sums(lambda p: rows[p]))[0] / count
+    variance = sum_over_batch(sums(lambda p: rows[p] - mean, mean))[1] / count
     keep(mean, variance, int(count))
     inverse = 1 / np.sqrt(variance + F(eps))
     result = joined(lambda p: (rows[p] - mean) * (inverse * weight) + bias, parts, rows)
 
     def backward(gradient):
         gradient = rows_of(gradient)
-        of_bias = total(lambda p: gradient[p].sum(0), parts)
-        of_weight = total(lambda p: (gradient[p] * (rows[p] - mean)).sum(0), parts) * inverse
+        of_bias, of_weight = sums(lambda p: gradient[p], mean)
+        of_weight *= inverse
         g, h = sum_over_batch(np.stack([of_bias, of_weight])) / count
 
         def of_x(p):
@@ -112,3 +122,12 @@ def batch_norm(x, weight, bias, *, eps, sum_over_batch, keep):
         return lambda: joined(of_x, parts, rows).reshape(x.shape), of_weight, of_bias
 
     return result.reshape(x.shape), backward
+
+
+@kernel
+def _add_sums(values, x, centre, sums):
+    """In float64: means are taken from them, and their errors would add up over all rows."""
+    for row in range(len(x)):
+        for c in range(len(centre)):
+            sums[0, c] += values[row, c]
+            sums[1, c] += values[row, c] * (x[row, c] - centre[c])
