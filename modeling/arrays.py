@@ -80,6 +80,7 @@ class Run:
 
     def __init__(self, learns: bool):
         self.learns = learns
+        self._is_back = False
         self._operations = []
         self._leaves = {}
 
@@ -89,8 +90,11 @@ class Run:
             return value
         if id(value) not in self._leaves:
             slot = Slot() if self.learns and value.requires_grad else None
+            values = local_values(value)
+            if values.dtype in (np.float16, np.float64):
+                values = values.astype(np.float32)
             # With the tensor, so that no other one gets its id.
-            self._leaves[id(value)] = Array(local_values(value), self, slot), value
+            self._leaves[id(value)] = Array(values, self, slot), value
         return self._leaves[id(value)][0]
 
     def give(self, result, inputs: list[Array | None], backward: Callable):
@@ -106,12 +110,12 @@ class Run:
     def as_one_operation(self, result):
         """What the run resulted in, arrays in lists, tuples and dicts, as tensors.
 
-        They have a gradient if one is asked for.
+        They have a gradient if one is asked for: once, since going back frees what was saved.
         """
         leaves = self._leaves.values()
         sources = [(tensor, array.slot) for array, tensor in leaves if array.learns]
         self._leaves.clear()  # they know this run: they would wait for the garbage collector
-        if not self._operations:
+        if not sources:
             return _mapped(result, Array, _as_tensor)
         arrays = list(_found(result, Array))
         ends = [(array.slot, _sbp_of(array)) for array in arrays]
@@ -123,6 +127,12 @@ class Run:
             return tensors
 
         def backward(ctx, *gradients):
+            if self._is_back:
+                raise RuntimeError(
+                    "backward a second time through a module on a CPU: add up the losses and call "
+                    "backward once"
+                )
+            self._is_back = True
             for (slot, sbp), gradient in zip(ends, gradients):
                 if slot is not None:
                     slot.add(local_values(gradient.to_global(sbp=sbp)))

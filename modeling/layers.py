@@ -400,14 +400,11 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_mean", parameter((channels,), layer_idx).data)
         self.register_buffer("running_var", parameter((channels,), layer_idx).data + 1)
 
+    @on_cpu
     def forward(self, x):
         if not self.training:
-            scale, shift = self.affine()
-            return x * scale + shift
-        return self._by_batch(x)
-
-    @on_cpu
-    def _by_batch(self, x):
+            scale, shift = self.affine(taking(x))
+            return plus(x * scale, shift)
         if isinstance(x, Array):
             return self._on_arrays(x)
         rows = x.reshape(-1, x.shape[-1])
@@ -485,7 +482,7 @@ class DropPath(nn.Module):
 
     Args:
         drop_prob: the probability of dropping, in [0, 1).
-    Shape: x (N, L, C), noise (N,) uniform in [0, 1) or None for noise of its own -> (N, L, C).
+    Shape: x (N, L, C), noise (N, 1) uniform in [0, 1) or None for noise of its own -> (N, L, C).
     """
 
     def __init__(self, drop_prob: float):

@@ -16,6 +16,7 @@ done
 
 cd "$root"
 bash tools/setup.sh --test
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # a core for each of the two
 .venv/bin/python -m ruff check --quiet --output-format concise
 .venv/bin/python -m ruff format --check --quiet
 exec .venv/bin/python -m pytest "${arguments[@]}"

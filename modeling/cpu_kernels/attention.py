@@ -23,7 +23,7 @@ def attend(query, key, value, *, heads, scale):
     """
     n, length, channels = query.shape
     result = np.empty_like(query)
-    logarithms = np.empty((n, heads, length), F)  # of the sums
+    softmaxes = np.empty((n, heads, length, 2), F)  # of each its largest score and its sum
     slots = [
         (image, head, slice(head * channels // heads, (head + 1) * channels // heads))
         for image in range(n)
@@ -35,7 +35,7 @@ def attend(query, key, value, *, heads, scale):
     def compute(task):
         (image, head, own), rows = task
         scores = query[image, rows, own] @ key[image, :, own].T
-        _softmax(scores, F(scale), logarithms[image, head, rows])
+        _softmax(scores, F(scale), softmaxes[image, head, rows])
         np.matmul(scores, value[image, :, own], out=result[image, rows, own])
 
     in_parallel(compute, [(slot, rows) for slot in slots for rows in parts])
@@ -51,7 +51,7 @@ def attend(query, key, value, *, heads, scale):
             for rows in parts[groups[group]]:
                 q, g = query[image, rows, own], gradient[image, rows, own]
                 p, of_scores = q @ k.T, g @ v.T
-                _softmax_gradient(p, F(scale), logarithms[image, head, rows], of_scores)
+                _softmax_gradient(p, F(scale), softmaxes[image, head, rows], of_scores)
                 of_value[group, image, :, own] += p.T @ g
                 np.matmul(of_scores, k, out=of_query[image, rows, own])
                 of_key[group, image, :, own] += of_scores.T @ q
@@ -63,7 +63,7 @@ def attend(query, key, value, *, heads, scale):
 
 
 @kernel
-def _softmax(scores, scale, logarithms):
+def _softmax(scores, scale, softmaxes):
     """scores = softmax(scores * scale) of each row, and the logarithm of what it is divided by."""
     count, length = scores.shape
     for row in range(count):
@@ -76,22 +76,22 @@ def _softmax(scores, scale, logarithms):
             total += e
         for i in range(length):
             scores[row, i] /= total
-        logarithms[row] = np.log(total) + top * scale
+        softmaxes[row, 0], softmaxes[row, 1] = top, total
 
 
 @kernel
-def _softmax_gradient(scores, scale, logarithms, gradients):
+def _softmax_gradient(scores, scale, softmaxes, gradients):
     """Scores become probabilities p, gradients of p those of the scores.
 
     These are p * (g - the sum of p * g) * scale.
     """
     count, length = scores.shape
     for row in range(count):
-        along = F(0)
+        top, total, along = softmaxes[row, 0], softmaxes[row, 1], F(0)
         for i in range(length):
-            scores[row, i] = scores[row, i] * scale - logarithms[row]
+            scores[row, i] = (scores[row, i] - top) * scale
         for i in range(length):
-            p = exp(scores[row, i])
+            p = exp(scores[row, i]) / total
             scores[row, i] = p
             along += p * gradients[row, i]
         for i in range(length):

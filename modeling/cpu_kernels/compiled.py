@@ -1,7 +1,13 @@
 """Numba's compiler, as all kernels use it."""
 
+import logging
+from functools import cache
+from pathlib import Path
+
 import numba
 import numpy as np
+
+logger = logging.getLogger("libai." + __name__)
 
 # Sums in any order and fused products, so that loops use vectors. What is not a number, or
 # infinite, stays so: "nnan" and "ninf" are left out.
@@ -12,9 +18,24 @@ def kernel(function):
     """A function of NumPy arrays as machine code, without the GIL, kept on disk where it can be."""
     options = dict(nogil=True, fastmath=FASTMATH, error_model="numpy")
     try:
-        return numba.njit(function, cache=True, **options)
+        compiled = numba.njit(function, cache=True, **options)
     except RuntimeError:  # no folder can be written
+        _say(None)
         return numba.njit(function, **options)
+    _say(compiled._cache.cache_path)
+    return compiled
+
+
+@cache
+def _say(folder: str | None) -> None:
+    """What a first use waits for."""
+    if folder is None:
+        logger.info(
+            "the CPU kernels are compiled in each process, up to half a minute: no folder can be "
+            "written to keep them (NUMBA_CACHE_DIR names one)"
+        )
+    elif not any(Path(folder).glob("*.nbi")):
+        logger.info(f"the CPU kernels are compiled, half a minute once, and kept in {folder}")
 
 
 def inlined(function):

@@ -92,7 +92,7 @@ def batch_norm(x, weight, bias, *, eps, sum_over_batch, keep):
     rows = rows_of(x)
     parts = pieces(*rows.shape)
 
-    def sums(values, centre=np.zeros_like(bias)):
+    def sums(values, centre):
         """Of each channel the sum of `values` and of values * (x - centre): (2, C)."""
 
         def of_part(p):
@@ -103,7 +103,7 @@ def batch_norm(x, weight, bias, *, eps, sum_over_batch, keep):
         return total(of_part, parts).astype(F)
 
     count = sum_over_batch(np.full((1, 1), len(rows), F))[0, 0]
-    mean = sum_over_batch(sums(lambda p: rows[p]))[0] / count
+    mean = sum_over_batch(sums(lambda p: rows[p], np.zeros_like(bias)))[0] / count
     variance = sum_over_batch(sums(lambda p: rows[p] - mean, mean))[1] / count
     keep(mean, variance, int(count))
     inverse = 1 / np.sqrt(variance + F(eps))

@@ -67,7 +67,7 @@ def pieces(rows: int, values: int, size: int = 2**17) -> list[slice]:
 
 
 def total(function: Callable, parts: list) -> np.ndarray:
-    """The sum of function(part), added up in the same order for any number of threads."""
+    """The sum of function(part), added up in the order of the parts whoever computes which."""
     results = [None] * len(parts)
 
     def compute(index):
