@@ -133,12 +133,12 @@ def test_torch_without_compile_is_told(work, monkeypatch):
         work("transformers-compiled")
 
 
-def test_label_map_without_torchvision_is_told(work, monkeypatch):
+def test_label_map_without_pillow_is_told(work, monkeypatch):
     def missing():
-        raise ImportError("\nSegformerImageProcessor requires the Torchvision library\n")
+        raise ImportError("\nSegformerImageProcessor requires the PIL library\n")
 
     monkeypatch.setattr(transformers, "SegformerImageProcessor", missing)
-    with pytest.raises(SystemExit, match="torchvision or Pillow: install them.*--label-map"):
+    with pytest.raises(SystemExit, match="finds no Pillow: install it there.*--label-map"):
         work("transformers", label_map=True)
 
 

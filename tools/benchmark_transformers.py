@@ -63,12 +63,15 @@ def compiled(model):
 
 def evaluation_step(model, images):
     """Label maps, int64 (N, H, W), as transformers makes them of its logits, on the host."""
+    # transformers 5 has a second one, which needs no torchvision.
+    names = ("SegformerImageProcessorPil", "SegformerImageProcessor")
+    name = next(name for name in names if hasattr(transformers, name))
     try:
-        processor = transformers.SegformerImageProcessor()
+        processor = getattr(transformers, name)()
     except ImportError:
         sys.exit(
-            f"the image processor of transformers {transformers.__version__} finds no torchvision "
-            "or Pillow: install them there, or leave out --label-map"
+            f"the {name} of transformers {transformers.__version__} finds no Pillow: install it "
+            "there, or leave out --label-map"
         )
     sizes = [tuple(images.shape[2:])] * len(images)
 
