@@ -97,6 +97,22 @@ class Run:
             self._leaves[id(value)] = Array(values, self, slot), value
         return self._leaves[id(value)][0]
 
+    def take_together(self, parameters: list[flow.Tensor]) -> None:
+        """Take all parameters by one change from OneFlow to NumPy.
+
+        That waits for OneFlow's thread, which takes 60 us, and 3 ms where the cores are busy. A
+        copy of the parameters takes less than a wait for each of them.
+        """
+        parts = [parameter.to_local() for parameter in parameters]
+        if not parts:
+            return
+        together = flow.cat([part.reshape(-1) for part in parts]).numpy()
+        ends = np.cumsum([part.numel() for part in parts])
+        for parameter, part, values in zip(parameters, parts, np.split(together, ends[:-1])):
+            slot = Slot() if self.learns and parameter.requires_grad else None
+            array = Array(values.reshape(tuple(part.shape)), self, slot)
+            self._leaves[id(parameter)] = array, parameter
+
     def give(self, result, inputs: list[Array | None], backward: Callable):
         """An operation's result, recorded where one of its inputs wants a gradient."""
         slots = [None if array is None else array.slot for array in inputs]
@@ -245,8 +261,7 @@ def on_cpu(forward):
         inputs = _mapped((arguments, options), flow.Tensor, _split_by_batch)
         run = Run(flow.is_grad_enabled())
         with flow.no_grad():
-            for parameter in parameters:  # all at once: OneFlow's threads spin after each
-                run.take(parameter)
+            run.take_together(parameters)
             arguments, options = _mapped(inputs, flow.Tensor, run.take)
             result = forward(self, *arguments, **options)
         return run.as_one_operation(result)
