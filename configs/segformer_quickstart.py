@@ -27,10 +27,10 @@ optim.params.head_lr_multiplier = 1.0
 
 train.output_dir = "output/quickstart"
 train.global_batch_size = 2
-train.train_iter = 360
+train.train_iter = 720
 train.warmup_ratio = 0.05
-train.checkpointer.period = 180
-train.evaluation.eval_period = 360
+train.checkpointer.period = 360
+train.evaluation.eval_period = 720
 train.log_period = 20
 
 model = LazyCall(SegformerSegmentationLoadImageNetPretrain)(cfg=cfg)

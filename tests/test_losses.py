@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from conftest import delayed
 from projects.SegFormer.engine.graph import SegformerGraph
 from projects.SegFormer.model_utils.model_weights import whole
+from projects.SegFormer.modeling import arrays
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.layers import batch_sbp, broadcast_sbp
 from projects.SegFormer.modeling.losses import SegmentationLoss
@@ -231,6 +232,23 @@ def test_no_valid_pixel(settings, sizes, in_graph):
     assert set(losses) == ({"losses", "dice_loss"} if "dice_weight" in settings else {"losses"})
     assert set(losses.values()) == {0.0}
     assert not gradient.any()
+
+
+@sizes
+@cases
+def test_operators_of_oneflow(settings, sizes, monkeypatch):
+    """In eager mode on a CPU, which has kernels without being told otherwise."""
+    monkeypatch.setattr(arrays, "_computes_here", lambda tensors: False)
+    logits, labels = batch(*sizes)
+    check(ours(settings, logits, labels), in_torch(logits, labels, **settings))
+
+
+@pytest.mark.parametrize("label", [CLASSES, -1])
+def test_labels_of_no_class_are_told(label):
+    logits, labels = batch()
+    labels[0, 5, 5] = label
+    with pytest.raises(InputError, match=f"labels from .*{label}.* has {CLASSES} classes"):
+        ours({}, logits, labels)
 
 
 def test_pixels_of_no_weight():

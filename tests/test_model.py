@@ -18,6 +18,7 @@ from projects.SegFormer.engine.graph import SegformerGraph
 from projects.SegFormer.model_utils.key_rules import HUGGINGFACE, from_here, to_here
 from projects.SegFormer.model_utils.lazy_state import LazyState
 from projects.SegFormer.model_utils.model_weights import load_state, state_of
+from projects.SegFormer.modeling import arrays
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.layers import broadcast_sbp
 from projects.SegFormer.modeling.segformer_loadmodel import (
@@ -238,6 +239,14 @@ def test_segmentation_training(segmentation, settings, size):
     for name in ("running_mean", "running_var"):
         expected = getattr(reference.decode_head.batch_norm, name).numpy()
         assert_close(getattr(model.head.batch_norm, name).numpy(), expected)
+
+
+@pytest.mark.slow
+def test_segmentation_training_with_the_operators_of_oneflow(segmentation, settings, monkeypatch):
+    """In eager mode on a CPU, which has kernels without being told otherwise."""
+    monkeypatch.setattr(arrays, "_computes_here", lambda tensors: False)
+    model, reference = (copy.deepcopy(network) for network in segmentation)
+    check_training_step(model, reference, settings, make_labels(3, (70, 101)), pixel_loss)
 
 
 def test_classification_training(classification, settings):
