@@ -33,9 +33,7 @@ with open("/proc/cpuinfo") as _info:
 
 # OpenBLAS takes a generic kernel, down to a fifth as fast, on CPUs that are newer than itself. Each
 # library has its own and reads these variables when it is loaded: that of NumPy 1.23 knows kernels
-# for AVX-512, that of OneFlow 0.9.0 does not. modeling/cpu_kernels shares the work out to threads
-# of its own, of which each calls NumPy.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# for AVX-512, that of OneFlow 0.9.0 does not.
 if "OPENBLAS_CORETYPE" not in os.environ and {"avx2", "fma"} <= _flags:
     _avx512 = {f"avx512{part}" for part in ("f", "bw", "cd", "dq", "vl")} <= _flags
     os.environ["OPENBLAS_CORETYPE"] = "SkylakeX" if _avx512 else "Haswell"

@@ -2,6 +2,8 @@
 
 import math
 import os
+import subprocess
+import sys
 
 import numba
 import numpy as np
@@ -592,6 +594,23 @@ def test_thread_count(limits, count, monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
     assert threads.thread_count.__wrapped__() == count
+
+
+def test_products_of_numpy_have_one_thread_each():
+    """Also where NumPy was loaded first, with as many as there are cores."""
+    code = """
+import numpy, threadpoolctl
+
+def counts():
+    found = threadpoolctl.ThreadpoolController().select(internal_api="openblas").info()
+    return [library["num_threads"] for library in found]
+
+assert counts() == [2], counts()
+import projects.SegFormer.modeling.cpu_kernels.threads
+assert counts() == [1], counts()
+"""
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, cwd="/")
 
 
 def test_compiles_where_no_folder_can_be_written(monkeypatch):

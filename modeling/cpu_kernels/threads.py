@@ -11,8 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 SMALL = 2**15  # values that are not worth a second thread
+
+
+# NumPy's OpenBLAS with threads of its own spins for its locks when several threads call it: an
+# attention of 7 ms takes up to 200.
+ThreadpoolController().select(internal_api="openblas").limit(limits=1)
 
 
 @cache
