@@ -98,7 +98,7 @@ def values(inference, network, images, size):
         for scale in inference.scales
         for mirrored in ((False, True) if inference.flip else (False,))
     ]
-    return module._scores(views, slice(0, size[0]), slice(0, size[1])).numpy().transpose(0, 3, 1, 2)
+    return module._scores(views, slice(0, size[0]), slice(0, size[1])).transpose(0, 3, 1, 2)
 
 
 SLIDES = [
@@ -207,6 +207,26 @@ def test_tiles_change_nothing(monkeypatch):
     at_once = inference(network, images, (81, 103))
     monkeypatch.setattr(module, "TILE_VALUES", 11 * 11 * 2 * CLASSES)
     np.testing.assert_array_equal(inference(network, images, (81, 103)), at_once)
+
+
+def test_operators_of_oneflow(monkeypatch):
+    """What a GPU computes with gives the same as NumPy, which a CPU does."""
+    network, images = Network(), images_of(70, 90, n=2)
+    inference, size = Inference((64, 64), (40, 40), scales=[0.8, 1.0], flip=True), (81, 103)
+    expected = values(inference, network, images, size)
+    on_cpu = module._local_logits
+
+    def tensor(*arguments):
+        return flow.tensor(np.ascontiguousarray(on_cpu(*arguments)))
+
+    monkeypatch.setattr(module, "_local_logits", tensor)
+    views = inference._view(network, images, 1.0, False, size)
+    assert all(isinstance(window.logits, flow.Tensor) for window in views)
+    found = module._scores([views, views], slice(0, 81), slice(0, 103))
+    assert isinstance(found, flow.Tensor)
+    labels = inference(network, images, size)
+    gap = np.diff(np.sort(expected, axis=1)[:, -2:], axis=1)[:, 0]  # where it is no tie
+    assert (labels == expected.argmax(1))[gap > 1e-6].all() and (gap > 1e-6).mean() > 0.99
 
 
 def test_tiles_of_a_pixel(monkeypatch):
