@@ -11,6 +11,7 @@ from projects.SegFormer.modeling.layers import (
     Linear,
     add_up,
     linear,
+    own_channels,
     parameter,
     plus,
     relu,
@@ -86,7 +87,8 @@ class DecodeHead(nn.Module):
         Shape: () -> [(C_i, embed_dim)] finest first, (embed_dim,).
         """
         matrices, bias = self._fusion(take)
-        scale, shift = self.batch_norm.affine(take)
+        channels = matrices[0].shape[-1]
+        scale, shift = (own_channels(x, channels) for x in self.batch_norm.affine(take))
         return [matrix * scale for matrix in matrices], bias * scale + shift
 
     def _fusion(self, take):

@@ -416,9 +416,8 @@ class BatchNorm(nn.Module):
         return (centred * scale + self.bias).reshape(x.shape)
 
     def _on_arrays(self, x: Array) -> Array:
-        weight, bias = map(x.run.take, (self.weight, self.bias))
-        if x.shape[-1] != weight.shape[0]:  # the tensor-parallel ranks share the channels
-            weight, bias = _own_share(weight), _own_share(bias)
+        parameters = map(x.run.take, (self.weight, self.bias))
+        weight, bias = (own_channels(parameter, x.shape[-1]) for parameter in parameters)
 
         def keep(mean, variance, count):
             if len(mean) != self.weight.shape[0]:
@@ -470,6 +469,14 @@ def _affine(weight, bias, mean, variance, *, eps):
         return (of_scale - of_shift * mean) * inverse, of_shift, None, None
 
     return (weight * inverse, bias - mean * weight * inverse), backward
+
+
+def own_channels(x, count: int):
+    """Of values of all channels those of this rank's `count`, where the ranks share the channels.
+
+    Tensors know by their sbp who has what: they are as they are.
+    """
+    return _own_share(x) if isinstance(x, Array) and x.shape[-1] != count else x
 
 
 @operator
