@@ -89,12 +89,10 @@ class Run:
         if value is None or isinstance(value, Array):
             return value
         if id(value) not in self._leaves:
-            slot = Slot() if self.learns and value.requires_grad else None
             values = local_values(value)
             if values.dtype in (np.float16, np.float64):
                 values = values.astype(np.float32)
-            # With the tensor, so that no other one gets its id.
-            self._leaves[id(value)] = Array(values, self, slot), value
+            self._add_leaf(value, values)
         return self._leaves[id(value)][0]
 
     def take_together(self, parameters: list[flow.Tensor]) -> None:
@@ -109,9 +107,12 @@ class Run:
         together = flow.cat([part.reshape(-1) for part in parts]).numpy()
         ends = np.cumsum([part.numel() for part in parts])
         for parameter, part, values in zip(parameters, parts, np.split(together, ends[:-1])):
-            slot = Slot() if self.learns and parameter.requires_grad else None
-            array = Array(values.reshape(tuple(part.shape)), self, slot)
-            self._leaves[id(parameter)] = array, parameter
+            self._add_leaf(parameter, values.reshape(tuple(part.shape)))
+
+    def _add_leaf(self, tensor: flow.Tensor, values: np.ndarray) -> None:
+        slot = Slot() if self.learns and tensor.requires_grad else None
+        # With the tensor, so that no other one gets its id.
+        self._leaves[id(tensor)] = Array(values, self, slot), tensor
 
     def give(self, result, inputs: list[Array | None], backward: Callable):
         """An operation's result, recorded where one of its inputs wants a gradient."""

@@ -5,7 +5,7 @@ import numpy as np
 from projects.SegFormer.modeling.arrays import operator
 from projects.SegFormer.modeling.cpu_kernels.compiled import inlined, kernel
 from projects.SegFormer.modeling.cpu_kernels.products import rows_of
-from projects.SegFormer.modeling.cpu_kernels.threads import in_parallel, joined, pieces, shares
+from projects.SegFormer.modeling.cpu_kernels.threads import in_parallel, joined, pieces
 
 F = np.float32
 Int = np.int32
@@ -60,12 +60,12 @@ def gelu(x):
     Source: Hendrycks and Gimpel 2016. Shape: any.
     """
     flat, result = x.reshape(-1), np.empty(x.size, F)
-    in_parallel(lambda part: _gelu(flat[part], result[part]), shares(x.size, 1))
+    in_parallel(lambda part: _gelu(flat[part], result[part]), pieces(x.size, 1))
 
     def backward(gradient):
         gradient, of_x = gradient.reshape(-1), np.empty(x.size, F)
         in_parallel(
-            lambda part: _gelu_gradient(flat[part], gradient[part], of_x[part]), shares(x.size, 1)
+            lambda part: _gelu_gradient(flat[part], gradient[part], of_x[part]), pieces(x.size, 1)
         )
         return of_x.reshape(x.shape)
 

@@ -64,7 +64,7 @@ def attend(query, key, value, *, heads, scale):
 
 @kernel
 def _softmax(scores, scale, softmaxes):
-    """scores = softmax(scores * scale) of each row, and the logarithm of what it is divided by."""
+    """scores = softmax(scores * scale) of each row, its largest score and its sum."""
     count, length = scores.shape
     for row in range(count):
         top, total = largest(scores[row]), F(0)

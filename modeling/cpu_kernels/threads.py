@@ -60,11 +60,6 @@ def cut(count: int, pieces: int) -> list[slice]:
     return [slice(*pair) for pair in zip(bounds, bounds[1:])]
 
 
-def shares(rows: int, values: int) -> list[slice]:
-    """One slice of the rows for each thread; one alone where there are few `values` in a row."""
-    return cut(rows, thread_count() if rows * values > SMALL else 1)
-
-
 def pieces(rows: int, values: int, size: int = 2**17) -> list[slice]:
     """Slices of the rows that have about `size` of the `values` of a row: they fit a cache."""
     if rows * values <= SMALL:
