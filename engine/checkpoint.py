@@ -2,7 +2,8 @@
 
 A checkpoint is a folder of LiBai's form: `model`, `optimizer` (or `graph`) and `lr_scheduler`, each
 written by `flow.save`, and `checkpoint.json` with the iteration and the size of every file. With
-train.ema it holds the averaged weights too, as `ema`.
+train.ema it holds the averaged weights too, as `ema`. Beside it `last_checkpoint` names the last
+one, for LiBai's own Checkpointer; what that has saved can be resumed as well.
 """
 
 import json
@@ -30,6 +31,8 @@ from projects.SegFormer.modeling.files import read_json, reason
 logger = logging.getLogger("libai." + __name__)
 
 RECORD = "checkpoint.json"
+LAST = "last_checkpoint"
+BEST = "model_best"
 AVERAGE = "ema"  # may be in a checkpoint or not, as train.ema.enabled was when it was saved
 
 
@@ -82,6 +85,8 @@ class Checkpointer(LiBaiCheckpointer):
         if (folder / name).exists():
             os.rename(folder / name, replaced)
         os.rename(partial, folder / name)
+        if name != BEST:
+            (folder / LAST).write_text(f"{name}\n")
         _flush(folder)
         shutil.rmtree(replaced, ignore_errors=True)
         logger.info(f"Saved checkpoint {folder / name}")
@@ -109,7 +114,7 @@ class Checkpointer(LiBaiCheckpointer):
                 logger.warning(f"{path} has no averaged weights: they start from its weights")
                 target.restart()
                 continue
-            state = _load(os.path.join(path, key))
+            state = load_part(os.path.join(path, key))
             try:
                 if isinstance(target, flow.optim.Optimizer):
                     changes += _load_moments(target, self._names(target), state)
@@ -153,6 +158,8 @@ def last_checkpoint(folder: str) -> tuple[str, int] | None:
 
 def read_record(path: Path) -> dict | None:
     """What `checkpoint.json` says, or None with a warning if the checkpoint is not whole."""
+    if record := _record_of_libai(path):
+        return record
     try:
         record = read_json(path / RECORD, "iteration", "saved_at", "files")
         wrong = _wrong_value(record) or _wrong_file(path, record["files"])
@@ -162,6 +169,22 @@ def read_record(path: Path) -> dict | None:
         logger.warning(f"{path} is not a whole checkpoint and is passed over: {printable(wrong)}")
         return None
     return record
+
+
+def _record_of_libai(path: Path) -> dict | None:
+    """The same of a checkpoint that LiBai's Checkpointer saved: it names it in LAST, without the
+    line's end that is there otherwise, when all of it is written.
+    """
+    last = path.parent / LAST
+    try:
+        if (path / RECORD).exists() or last.read_text() != path.name:
+            return None
+        steps = load_oneflow(str(path / "lr_scheduler"))["last_step"]
+    except (OSError, ValueError, InputError, LookupError, TypeError):
+        return None
+    if not is_iteration(steps) or not steps:
+        return None
+    return {"iteration": steps - 1, "saved_at": last.stat().st_mtime, "files": {}}
 
 
 def _wrong_value(record: dict) -> str | None:
@@ -188,7 +211,7 @@ def _wrong_file(path: Path, sizes: dict[str, int]) -> str | None:
     return None
 
 
-def _load(path: str):
+def load_part(path: str):
     """What was saved as `path`, its tensors on all ranks. Raises InputError."""
     if not os.path.isdir(path):
         raise InputError(

@@ -12,16 +12,13 @@ from projects.SegFormer.engine.config_values import check_values, is_path
 from projects.SegFormer.engine.yaml_config import load_yaml
 from projects.SegFormer.modeling.errors import InputError
 
+apply_overrides = LazyConfig.apply_overrides  # LiBai's, before libai_mends puts `complete` there
+
 
 def load_config(file: str, overrides: list[str] | None = None) -> DictConfig:
     """The config in `file`, with `overrides` of the form "key.subkey=value" applied.
 
-    `cfg` in the file is the model's config: "cfg.num_classes=3" is "model.cfg.num_classes=3".
-    `model_size=b3` picks one of the sizes that the file has.
-
-    Raises:
-        InputError: no such file, not a config, no such model size, a key that is not there (nearest
-            names are told), or a value that is none of its kind.
+    Raises InputError: no such file or not a config, or as `complete`.
     """
     if not os.path.isfile(file):
         raise InputError(f"no config file {file}")
@@ -32,6 +29,18 @@ def load_config(file: str, overrides: list[str] | None = None) -> DictConfig:
             config = LazyConfig.load(file)
         except (SyntaxError, ImportError, ValueError) as error:
             raise InputError(f"cannot load the config {file}: {error}") from error
+    return complete(config, overrides or [], file)
+
+
+def complete(config: DictConfig, overrides: list[str], file: str = "the config") -> DictConfig:
+    """What LiBai's LazyConfig loaded from `file`, checked and with `overrides` applied.
+
+    `cfg` in the file is the model's config: "cfg.num_classes=3" is "model.cfg.num_classes=3".
+    `model_size=b3` picks one of the sizes that the file has.
+
+    Raises InputError: not a config to run, no such model size, a key that is not there (nearest
+    names are told), or a value that is none of its kind.
+    """
     for name in ("train", "model", "dataloader", "optim", "graph"):
         if not isinstance(config.get(name), DictConfig):
             raise InputError(f"{file} is not a config to run: it has no `{name}`")
@@ -47,7 +56,7 @@ def load_config(file: str, overrides: list[str] | None = None) -> DictConfig:
             raise InputError(f"{file} is not a config to run: it has no `{name}`")
     overrides = [
         re.sub(r"^model_size=", "model_size.name=", re.sub(r"^cfg\.", "model.cfg.", override))
-        for override in overrides or []
+        for override in overrides
     ]
     for override in overrides:
         key, _, written = override.partition("=")
@@ -56,7 +65,7 @@ def load_config(file: str, overrides: list[str] | None = None) -> DictConfig:
             if is_path(key):
                 OmegaConf.update(config, key, _path_as_written(written), merge=False)
             else:
-                config = LazyConfig.apply_overrides(config, [override])
+                config = apply_overrides(config, [override])
         except Exception as error:  # Hydra's and OmegaConf's have no common class
             raise InputError(
                 f"cannot read the override {override!r}: a list is [1,2], a text with signs is "

@@ -17,7 +17,9 @@ class SegformerGraph(nn.Graph):
     """LiBai's GraphBase for OneFlow 0.9, whose graphs wrap modules in another way.
 
     LiBai's `build_graph` sets the arguments from the config: `fp16` from train.amp,
-    `activation_checkpoint` and `zero_optim`, `zero_stage` from train.zero_optimization.
+    `activation_checkpoint` and `zero_optim`, `zero_stage` from train.zero_optimization; from 0.2 on
+    also `auto_parallel_conf` from graph.auto_parallel and `global_mode`, which are for models that
+    do not say themselves how they are split. Raises InputError where one is enabled.
     """
 
     def __init__(
@@ -31,8 +33,16 @@ class SegformerGraph(nn.Graph):
         zero_optim: bool = False,
         zero_stage: int = 0,
         is_train: bool = True,
+        auto_parallel_conf: dict | None = None,
+        global_mode: dict | None = None,
     ):
         super().__init__()
+        for name, setting in (("auto_parallel", auto_parallel_conf), ("global_mode", global_mode)):
+            if setting and setting["enabled"]:
+                raise InputError(
+                    f"graph.{name}.enabled=True: this project splits its layers itself, by the "
+                    "sizes in train.dist; set it to False"
+                )
         self.model = model
         self.is_train = is_train
         if is_train:

@@ -20,7 +20,7 @@ from libai.utils.events import EventWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from projects.SegFormer.engine.checkpoint import Checkpointer, read_record
+from projects.SegFormer.engine.checkpoint import BEST, Checkpointer, read_record
 from projects.SegFormer.engine.ema import WeightAverage
 from projects.SegFormer.engine.json_lines import is_number
 from projects.SegFormer.engine.ranks import from_main, on_all_ranks
@@ -29,7 +29,6 @@ from projects.SegFormer.modeling.files import reason
 
 logger = logging.getLogger("libai." + __name__)
 
-BEST = "model_best"
 RETRIES = (10, 60, 300)  # seconds after which the last checkpoint is tried again
 
 

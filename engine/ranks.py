@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import TypeVar
 
+import numpy as np
 import oneflow as flow
 from oneflow.framework.check_point_v2 import _broadcast_py_object
 
@@ -34,6 +35,13 @@ def on_all_ranks(error: Error) -> Error:
     """Mark an error as one that all ranks raise: one of them tells it, and all end together."""
     error.on_all_ranks = True
     return error
+
+
+def on_main_rank(tensor: flow.Tensor) -> np.ndarray:
+    """A global tensor as an array on the main rank, whichever ranks hold it; elsewhere empty."""
+    axes = tensor.placement.ranks.ndim
+    main = flow.placement(tensor.placement.type, np.zeros([1] * axes, int).tolist())
+    return tensor.to_global(placement=main, sbp=[flow.sbp.broadcast] * axes).to_local().numpy()
 
 
 def sums(values: list[int]) -> list[int]:

@@ -2,11 +2,13 @@
 
 import logging
 import os
+import time
 from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
 import oneflow as flow
+from libai.config import instantiate
 from libai.engine import hooks as libai_hooks
 from libai.engine.default import DefaultTrainer
 from libai.models import build_model
@@ -21,7 +23,7 @@ from projects.SegFormer.engine.checkpoint import AVERAGE, Checkpointer, checkpoi
 from projects.SegFormer.engine.ema import WeightAverage
 from projects.SegFormer.engine.optim import clip_gradients
 from projects.SegFormer.engine.parallel import log_shares
-from projects.SegFormer.engine.ranks import from_main
+from projects.SegFormer.engine.ranks import from_main, on_main_rank
 from projects.SegFormer.engine.stopping import Stopped, Stopping
 from projects.SegFormer.engine.watchdog import LIMIT, Watchdog
 from projects.SegFormer.engine.writers import JsonWriter, LogWriter, TensorBoardWriter
@@ -69,24 +71,31 @@ class SegformerTrainer(DefaultTrainer):
         build_inference(cfg)  # what is wrong with it is told now, not at the first evaluation
         self.watchdog = Watchdog(cfg.train.get("watchdog_seconds", LIMIT))
         self._resumed_from = None
-        if cfg.train.resume:
+        self._resumes, cfg.train.resume = cfg.train.resume, False  # LiBai would look for its own
+        if self._resumes:
             self._resumed_from = from_main(partial(checkpoint_to_resume, cfg.train.output_dir))
         cfg.train.start_iter = self._resumed_from[1] + 1 if self._resumed_from else 0
+        cfg.train.setdefault("rdma_enabled", False)  # LiBai asks for it; older configs lack it
         super().__init__(cfg)
+        self._batches = iter(self.train_loader)
         log_shares(cfg, self.model, self.optimizer)
 
     # --- building -------------------------------------------------------------------------------
 
+    # LiBai's ways to build loaders differ: from 0.2 on they leave the data set to the loader, and a
+    # graph's loader batch is one micro-batch.
+
     @classmethod
     def build_train_loader(cls, cfg, tokenizer=None):
-        loader = cfg.dataloader.train
-        # In graph mode LiBai's loader batch holds all micro-batches of a step, in eager mode one.
-        steps = cfg.train.num_accumulation_steps
+        loader, train = cfg.dataloader.train, cfg.train
+        # In graph mode a loader batch holds all micro-batches of a step, in eager mode one.
+        steps = train.num_accumulation_steps
         loader.num_accumulation_steps = steps if cfg.graph.enabled else 1
-        samples = cfg.train.global_batch_size // (1 if cfg.graph.enabled else steps)
-        loader.consumed_samples = cfg.train.start_iter * samples
-        loader.dataset.seed = cfg.train.seed
-        loaders = super().build_train_loader(cfg, tokenizer)
+        loader.train_batch_size = train.train_micro_batch_size * loader.num_accumulation_steps
+        samples = train.global_batch_size // (1 if cfg.graph.enabled else steps)
+        loader.consumed_samples = train.start_iter * samples
+        loader.seed = loader.dataset.seed = train.seed
+        loaders = instantiate(loader)
         check_data(cfg, loaders[0].dataset)
         if dist.is_main_process() and (note := quick_look(loaders[0].dataset)):
             logger.warning(f"Training data: {note}")
@@ -94,13 +103,17 @@ class SegformerTrainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg, tokenizer=None):
-        loaders = super().build_test_loader(cfg, tokenizer)
-        for loader in loaders:
-            check_data(cfg, loader.dataset)
+        loaders = []
+        for loader in cfg.dataloader.test:
+            loader.test_batch_size, loader.seed = cfg.train.test_micro_batch_size, cfg.train.seed
+            loaders.append(instantiate(loader))
+            check_data(cfg, loaders[-1].dataset)
         return loaders
 
     @classmethod
     def build_model(cls, cfg):
+        # Here, not where the process starts: LiBai's own script gives each rank another seed.
+        flow.manual_seed(cfg.train.seed)
         model = build_model(cfg.model)
         size = sum(parameter.numel() for parameter in model.parameters())
         logger.info(f"{type(model).__name__}: {size / 1e6:.2f} M parameters")
@@ -109,11 +122,9 @@ class SegformerTrainer(DefaultTrainer):
         return model
 
     @classmethod
-    def build_optimizer(cls, cfg, model):
-        optimizer = super().build_optimizer(cfg, model)
-        # LiBai's eager trainer calls it before every step; OneFlow's own clips group by group.
-        optimizer.clip_grad = partial(clip_gradients, optimizer)
-        return optimizer
+    def build_graph(cls, cfg, model, optimizer=None, lr_scheduler=None, is_train=True):
+        """The graph to train; for evaluation the model itself, see `evaluate`."""
+        return super().build_graph(cfg, model, optimizer, lr_scheduler) if is_train else model
 
     def resume_or_load(self, resume=True):
         parts = dict(self.checkpointer.checkpointables)
@@ -125,7 +136,7 @@ class SegformerTrainer(DefaultTrainer):
             path, iteration = self._resumed_from
             self.checkpointer.load_training_state(path)
             self.start_iter = iteration + 1
-        elif resume:
+        elif self._resumes:
             logger.info(
                 f"No checkpoint in {self.cfg.train.output_dir}: starting from the beginning"
             )
@@ -195,6 +206,7 @@ class SegformerTrainer(DefaultTrainer):
 
     def after_step(self):
         self.watchdog.alive("training", self.iter)
+        self.storage.iter = self.iter + 1  # LiBai's later versions count from 0
         super().after_step()
 
     def _what_to_resume(self) -> str:
@@ -205,21 +217,43 @@ class SegformerTrainer(DefaultTrainer):
         return f"after iteration {self.iter}; --resume goes on from {path}"
 
     def run_step(self):
-        self._trainer.iter = self.iter
+        """One step of a graph; in eager mode one micro-batch, the last of a step with the update.
+
+        LiBai's trainers, each version's in another way, join micro-batches, sum up what the model
+        returns and look whether it is finite.
+        """
+        begun = time.perf_counter()
         self.watchdog.alive("waiting for data")
-        try:
-            self._trainer.run_step(self._training_batch)
-        except FloatingPointError:
+        data = next(self._batches)
+        self.watchdog.alive("training")
+        batch = self.get_batch(data, mixup_func=self.train_loader.mixup_func)
+        batch["noise"] = self._noise(batch["images"].shape[0])
+        waited = time.perf_counter() - begun
+        if self.cfg.graph.enabled:
+            self._put(self.graph_train(**batch), waited)
+            return
+        losses = self.model(**batch)
+        steps = self.cfg.train.num_accumulation_steps
+        (sum(losses.values()) / steps).backward()
+        self._put(losses, waited)
+        if (self.iter + 1) % steps == 0:
+            clip_gradients(self.optimizer)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+    def _put(self, losses: dict[str, flow.Tensor], waited: float) -> None:
+        """Losses, of a graph one for each micro-batch, and the seconds that the data took."""
+        values = {name: on_main_rank(loss.mean()) for name, loss in losses.items()}
+        if not dist.is_main_process():
+            return
+        if not np.isfinite(sum(values.values())):
             raise FloatingPointError(
                 f"the loss is not finite at iteration {self.iter}: lower optim.params.lr or look "
                 f"at the data; the checkpoints in {self.cfg.train.output_dir} are from before"
-            ) from None
-
-    def _training_batch(self, data, mixup_func=None):
-        self.watchdog.alive("training")
-        batch = self.get_batch(data, mixup_func)
-        batch["noise"] = self._noise(batch["images"].shape[0])
-        return batch
+            )
+        self.storage.put_scalars(data_time=waited, total_loss=sum(values.values()))
+        if len(values) > 1:
+            self.storage.put_scalars(**values)
 
     def _noise(self, batch_size: int):
         """Uniform noise by the samples' positions in the stream: (batch_size, noise_size)."""

@@ -9,7 +9,6 @@ and calls `cpu_kernels`.
 import numpy as np
 import oneflow as flow
 import oneflow.nn.functional as F
-from libai.layers import Linear as ParallelLinear
 from libai.utils import distributed as dist
 from oneflow import nn
 from oneflow.framework import graph_build_util
@@ -152,25 +151,26 @@ def constant(values: np.ndarray, placement: flow.placement) -> flow.Tensor:
         )
 
 
-class Linear(ParallelLinear):
-    """LiBai's Linear: weight (in, out), and tensor parallel by column or by row.
+class Linear(nn.Module):
+    """x @ weight + bias with weight (in, out), and tensor parallel by column or by row.
 
     "col" gives each tensor-parallel rank a part of the outputs, "row" takes such parts for inputs
-    and gives the whole sum. Before "col" belongs `sum_gradients`, which LiBai's Linear calls for
-    each layer by itself. LiBai's "data" mode splits the batch over the tensor-parallel ranks as
-    well, which fails for a batch smaller than their number; here all compute the same.
+    and gives the whole sum; "data" is whole on each. Before "col" belongs `sum_gradients`, which
+    LiBai's Linear calls for each layer by itself. LiBai's own lays the weight out as (in, out) up
+    to 0.1 and as (out, in) since, and its "data" splits the batch over the tensor-parallel ranks as
+    well, which fails for a batch smaller than their number.
     """
 
     def __init__(
         self, in_features: int, out_features: int, *, layer_idx: int, parallel: str = "data"
     ):
-        super().__init__(
-            in_features,
-            out_features,
-            parallel=parallel,
-            init_method=lambda weight: None,  # `init_weights` fills it
-            layer_idx=layer_idx,
-        )
+        super().__init__()
+        self.in_features, self.parallel = in_features, parallel
+        weight_axis = 1 if parallel == "col" else 0
+        weight_sbp = sharded_sbp(weight_axis, parallel)
+        bias_sbp = sharded_sbp(0, parallel if parallel == "col" else "data")
+        self.weight = parameter((in_features, out_features), layer_idx, weight_sbp)
+        self.bias = parameter((out_features,), layer_idx, bias_sbp)
 
     @on_cpu
     def forward(self, x):

@@ -20,7 +20,6 @@ import traceback
 from contextlib import suppress
 from types import SimpleNamespace
 
-import numpy as np
 import oneflow as flow
 from libai.engine import default_setup
 from libai.utils import distributed as dist
@@ -58,8 +57,6 @@ def main(arguments: list[str]) -> None:
     mend_libai()
     default_setup(cfg, SimpleNamespace(resume=args.resume, overrides=args.opts))
     logger.info(f"Config: {args.config_file}")
-    np.random.seed(cfg.train.seed)
-    flow.manual_seed(cfg.train.seed)
     if args.eval_only or args.format_only:
         evaluate_only(cfg, args.format_only)
     else:

@@ -2,7 +2,10 @@
 
 from libai.config import LazyCall
 
+from projects.SegFormer.engine.libai_mends import mend_libai
 from projects.SegFormer.engine.optim import warmup_poly
+
+mend_libai()  # for LiBai's own tools/train_net.py, which takes nothing else from this project
 
 train = dict(
     output_dir="output",
@@ -41,6 +44,7 @@ train = dict(
     zero_optimization=dict(enabled=False, stage=1),
     nccl_fusion_threshold_mb=16,
     nccl_fusion_max_ops=24,
+    rdma_enabled=False,  # between machines, by a LiBai of 0.2 or later and OneFlow built with RDMA
     dist=dict(
         # 1 for all processes that the other two leave.
         data_parallel_size=1,
