@@ -2,11 +2,14 @@
 # Makes .venv from the versions that pyproject.toml and constraints.txt pin, or repairs it:
 #   bash tools/setup.sh [--test]
 # --test adds what the tests need; once there, it stays. PYTHON names the CPython 3.10 to build on.
+# In a checkout of LiBai, as projects/SegFormer, .venv uses that LiBai and not the package index's.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 venv=$root/.venv
 site=$venv/lib/python3.10/site-packages
+checkout=${root%/projects/SegFormer}
+[[ $checkout != "$root" && -f $checkout/libai/engine/default.py ]] || checkout=
 stamp=$venv/complete # written last: what .venv was made from, then the packages in it
 log=$root/setup.log
 
@@ -112,6 +115,7 @@ if ! flock --nonblock 9; then
 fi
 if [[ -f $stamp && $(head -n1 "$stamp") == *"[test]" ]]; then extras="[test]"; fi
 recipe="$(cat "$root"/{pyproject.toml,constraints.txt} | sha256sum | cut -c1-16) $root$extras"
+recipe=${checkout:+$checkout }$recipe
 if is_complete; then
     echo "setup: .venv is complete"
     exit
@@ -135,11 +139,22 @@ if ! "$venv/bin/python" -c "import pip" 2>/dev/null; then
 fi
 pip_install pip setuptools wheel pybind11
 pip_install --editable "$root$extras"
+if [[ $checkout ]]; then
+    # What it needs is what the package index's needs, which brought it, and would hide it.
+    run "cannot remove the package index's LiBai" "$venv/bin/python" -I -m pip uninstall --yes libai
+    echo "$checkout" >"$site/libai_checkout.pth"
+fi
 cd /
-"$venv/bin/python" - 2>>"$log" <<'PY' || die "the installed packages do not import; see $log"
+"$venv/bin/python" - "$(git -C "$checkout" describe --tags --always 2>/dev/null || true)" \
+    2>>"$log" <<'PY' || die "the installed packages do not import; see $log"
+import os, sys
 import libai, oneflow, projects.SegFormer
 
-print(f"setup: oneflow {oneflow.__version__} and libai {libai.__version__} are in .venv")
+if hasattr(libai, "__version__"):
+    which = f"libai {libai.__version__}"
+else:  # a checkout
+    which = f"LiBai of {os.path.dirname(libai.__path__[0])} ({sys.argv[1] or 'without git'})"
+print(f"setup: oneflow {oneflow.__version__} and {which} are in .venv")
 PY
 { echo "$recipe"; installed; } >"$stamp.new"
 mv "$stamp.new" "$stamp"
