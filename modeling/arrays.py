@@ -101,7 +101,7 @@ class Run:
         That waits for OneFlow's thread, which takes 60 us, and 3 ms where the cores are busy. A
         copy of the parameters takes less than a wait for each of them.
         """
-        parts = [parameter.to_local() for parameter in parameters]
+        parts = [_whole_for_data(parameter).to_local() for parameter in parameters]
         if not parts:
             return
         together = flow.cat([part.reshape(-1) for part in parts]).numpy()
@@ -281,6 +281,14 @@ def _computes_here(tensors: list[flow.Tensor]) -> bool:
 def _split_by_batch(tensor: flow.Tensor) -> flow.Tensor:
     sbp = tuple(batch_sbp())
     return tensor if tensor.sbp == sbp else tensor.to_global(sbp=sbp)
+
+
+def _whole_for_data(parameter: flow.Tensor) -> flow.Tensor:
+    """`parameter` as it was made: a graph with ZeRO leaves it shared out over the data ranks."""
+    sbp = list(parameter.sbp)
+    if dist.get_data_parallel_size() == 1 or sbp[0] == flow.sbp.broadcast:
+        return parameter
+    return parameter.to_global(sbp=[flow.sbp.broadcast, *sbp[1:]])
 
 
 def local_values(tensor: flow.Tensor) -> np.ndarray:
