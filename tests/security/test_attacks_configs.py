@@ -5,6 +5,7 @@ import os
 import pytest
 import yaml
 from libai.config import instantiate
+from omegaconf import OmegaConf
 
 from contained import MEMORY, contained
 from projects.SegFormer.engine.config import load_config
@@ -82,7 +83,8 @@ def test_the_attacks_work_on_unsafe_load(tmp_path):
     content = yaml.unsafe_load(CODE["apply"].replace("MARKER", str(tmp_path / "marker")))
     assert (tmp_path / "marker").exists() and content == {"x": 0}
     (tmp_path / "marker").unlink()
-    instantiate(yaml.safe_load(TOUCH.replace("MARKER", str(tmp_path / "marker"))))
+    content = yaml.safe_load(TOUCH.replace("MARKER", str(tmp_path / "marker")))
+    instantiate(OmegaConf.create(content))
     assert (tmp_path / "marker").exists()
 
 

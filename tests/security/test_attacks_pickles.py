@@ -31,7 +31,7 @@ from hostile_files import (
     write_variable,
     write_zip,
 )
-from projects.SegFormer.engine.checkpoint import _load as load_part
+from projects.SegFormer.engine.checkpoint import load_part
 from projects.SegFormer.model_utils.segf_loader import open_in_any_format
 from projects.SegFormer.model_utils.weight_files import read_meta
 from projects.SegFormer.modeling.errors import InputError
