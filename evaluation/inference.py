@@ -87,27 +87,19 @@ class Inference:
         Returns:
             int64 (N, *size); None on ranks of other stages than the last.
         """
+        views = self.views(model, images, size)
+        return None if views is None else labels_of(views, size)
+
+    def views(self, model, images: np.ndarray, size: Sequence[int]) -> "Views | None":
+        """What the model says of the images, before it is brought to `size`: see `labels_of`,
+        `probabilities_of` and `confidence_of`. Arguments and None as for a call.
+        """
         views = [
             self._view(model, images, scale, mirrored, tuple(size))
             for scale in self.scales
             for mirrored in ((False, True) if self.flip else (False,))
         ]
-        if any(view is None for view in views):
-            return None
-        n, *_, classes = views[0][0].logits.shape
-        side = max(1, math.isqrt(TILE_VALUES // (n * classes)))
-        result = np.empty((n, *size), np.int64)
-        tiles = list(product(*(_slices(length, side) for length in size)))
-
-        def fill(tile):
-            result[:, tile[0], tile[1]] = _best(_scores(views, *tile))
-
-        if isinstance(views[0][0].logits, np.ndarray):
-            kernels.in_parallel(fill, tiles)
-        else:
-            for tile in tiles:
-                fill(tile)
-        return result
+        return None if any(view is None for view in views) else views
 
     def passes(self, size: Sequence[int]) -> int:
         """How often the network runs for an image of this (height, width)."""
@@ -170,6 +162,46 @@ class _Window(NamedTuple):
     columns: np.ndarray
 
 
+Views = list[list[_Window]]
+
+
+def labels_of(views: Views, size: Sequence[int]) -> np.ndarray:
+    """The class of every pixel: int64 (N, *size)."""
+    n = len(views[0][0].logits)
+    return _by_tiles(
+        views, size, np.empty((n, *size), np.int64), lambda *tile: _best(_scores(*tile))
+    )
+
+
+def probabilities_of(views: Views, size: Sequence[int]) -> np.ndarray:
+    """The probability of every class at every pixel: float32 (N, *size, C)."""
+    n, *_, classes = views[0][0].logits.shape
+    return _by_tiles(views, size, np.empty((n, *size, classes), np.float32), _probabilities)
+
+
+def confidence_of(views: Views, size: Sequence[int]) -> np.ndarray:
+    """The probability of the class that `labels_of` gives: float32 (N, *size)."""
+    result = np.empty((len(views[0][0].logits), *size), np.float32)
+    return _by_tiles(views, size, result, lambda *tile: _probabilities(*tile).max(-1))
+
+
+def _by_tiles(views: Views, size: Sequence[int], result: np.ndarray, function) -> np.ndarray:
+    """`result`, filled with function(views, rows, columns) tile by tile."""
+    n, *_, classes = views[0][0].logits.shape
+    side = max(1, math.isqrt(TILE_VALUES // (n * classes)))
+
+    def fill(tile):
+        result[:, tile[0], tile[1]] = function(views, *tile)
+
+    tiles = product(*(_slices(length, side) for length in size))
+    if isinstance(views[0][0].logits, np.ndarray):
+        kernels.in_parallel(fill, tiles)
+    else:
+        for tile in tiles:
+            fill(tile)
+    return result
+
+
 def _spans(side: int, crop: int, stride: int) -> list[tuple[int, int]]:
     """Where windows of `crop` begin and end on a side."""
     crop = min(crop, side)
@@ -223,7 +255,7 @@ def _slices(length: int, side: int) -> list[slice]:
     return [slice(start, min(start + side, length)) for start in range(0, length, side)]
 
 
-def _scores(views: list[list[_Window]], rows: slice, columns: slice):
+def _scores(views: Views, rows: slice, columns: slice):
     """A tile of the result, (N, rows, columns, C): logits of one view, else mean probabilities."""
     if len(views) == 1:
         return _joined(views[0], rows, columns)
@@ -232,6 +264,13 @@ def _scores(views: list[list[_Window]], rows: slice, columns: slice):
         probabilities = _softmax(_joined(view, rows, columns))
         total = probabilities if total is None else total + probabilities
     return total / len(views)
+
+
+def _probabilities(views: Views, rows: slice, columns: slice) -> np.ndarray:
+    """The same of every class, also of one view."""
+    scores = _scores(views, rows, columns)
+    probabilities = _softmax(scores) if len(views) == 1 else scores
+    return probabilities if isinstance(scores, np.ndarray) else probabilities.numpy()
 
 
 def _joined(windows: list[_Window], rows: slice, columns: slice):

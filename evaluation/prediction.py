@@ -25,7 +25,7 @@ from projects.SegFormer.dataset.transforms import (
 from projects.SegFormer.engine.checkpoint import last_checkpoint
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.engine.libai_mends import mend_libai
-from projects.SegFormer.evaluation.inference import Inference, build_inference
+from projects.SegFormer.evaluation.inference import Inference, Views, build_inference
 from projects.SegFormer.evaluation.onnx_model import OnnxModel
 from projects.SegFormer.model_utils.beside_weights import (
     Beside,
@@ -73,15 +73,15 @@ class Prediction(NamedTuple):
         transformed, _ = self.transform(image, None, np.random.default_rng(0))
         return np.ascontiguousarray(transformed.transpose(2, 0, 1)[None])
 
-    def predict(self, images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """The class index of each pixel of an image of this (height, width).
+    def views(self, images: np.ndarray, size: tuple[int, int]) -> Views:
+        """What the model says of images of this (height, width), see `Inference.views`.
 
-        Shape: `network_input` (1, C, H', W') -> `size`, uint8, or uint16 for more than 256 classes.
+        Args:
+            images: of `network_input`, several of one size in a batch.
         """
         passes = self.inference.passes(images.shape[2:])
         with flow.no_grad(), self.progress.of(passes):
-            labels = self.inference(self.model, images, size)[0]
-        return labels.astype(np.uint8 if len(self.classes) <= 256 else np.uint16)
+            return self.inference.views(self.model, images, size)
 
     def too_large(self, images: np.ndarray) -> str:
         """What to say of an image that goes through the network far larger than the crops of its

@@ -15,6 +15,7 @@ from PIL import Image
 
 from conftest import CLASSES, CONFIG, tiny_run
 from projects.SegFormer.evaluation import prediction as module
+from projects.SegFormer.evaluation import segmenter
 from projects.SegFormer.evaluation.prediction import disagreements, prediction_of
 from projects.SegFormer.evaluation.result_files import ResultFiles, check_folder
 from projects.SegFormer.model_utils.beside_weights import (
@@ -334,7 +335,7 @@ def test_progress_within_an_image(model_onnx, monkeypatch, kind):
     monkeypatch.setattr(module, "tqdm", Bar)
     windows = ["inference.crop_size=[48,48]", "inference.stride=[32,32]", "inference.flip=True"]
     made = prediction_of(None, str(model_onnx[kind]), windows)
-    made.predict(np.zeros((1, 3, 64, 100), np.float32), (64, 100))
+    made.views(np.zeros((1, 3, 64, 100), np.float32), (64, 100))
     (bar,) = counted
     steps = 4 if kind == 0 else 1
     assert bar.done == bar.total == 2 * 2 * 3 * steps
@@ -425,14 +426,14 @@ def test_a_name_that_is_too_long_for_its_results(model_onnx, tmp_path, capsys):
 def test_whatever_is_wrong_with_an_image(model_onnx, tmp_path, monkeypatch, capsys, error):
     for name in ("bad", "good"):
         photo(tmp_path / f"{name}.png")
-    real = predict.read_image
+    real = segmenter.read_image
 
     def read(path, channels):
         if path.stem == "bad":
             raise error
         return real(path, channels)
 
-    monkeypatch.setattr(predict, "read_image", read)
+    monkeypatch.setattr(segmenter, "read_image", read)
     assert run(model_onnx, tmp_path / "out", tmp_path) == 1
     told = capsys.readouterr()
     (line,) = (line for line in told.err.splitlines() if line.startswith("error: "))

@@ -30,16 +30,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from projects.SegFormer.dataset.folders import walk
-from projects.SegFormer.dataset.image_files import IMAGE_SUFFIXES, as_rgb, read_image
+from projects.SegFormer.dataset.image_files import IMAGE_SUFFIXES
 from projects.SegFormer.engine import command_line
-from projects.SegFormer.evaluation.pictures import write_png
-from projects.SegFormer.evaluation.prediction import prediction_of
-from projects.SegFormer.evaluation.result_files import check_folder, make_folder
-from projects.SegFormer.evaluation.visualize import colorize, overlay
+from projects.SegFormer.evaluation.result_files import check_folder
+from projects.SegFormer.evaluation.segmenter import RESULTS, Segmenter
 from projects.SegFormer.modeling.errors import InputError, printable
 from projects.SegFormer.modeling.files import reason
-
-RESULTS = ("labels", "colors", "overlay")
 
 
 def main(arguments: list[str]) -> int:
@@ -48,25 +44,13 @@ def main(arguments: list[str]) -> int:
     check_folder(args.output)
     overrides = [word for word in args.images if is_override(word)]
     files = find_images([Path(it) for it in args.images if it not in overrides], args.output)
-    prediction = prediction_of(args.config, args.weights, overrides, args.engine)
+    segmenter = Segmenter(args.weights, args.config, overrides, args.engine)
     progress = tqdm(files.items(), unit="image", disable=None, file=sys.stderr)
-    failed, is_told = 0, False
+    failed = 0
     for name, file in progress:
         try:
-            image = read_image(file, prediction.channels)
-            images = prediction.network_input(image)
-            if not is_told and (text := prediction.too_large(images)):
-                is_told = True
-                tqdm.write(f"note: {printable(file)} {text}", file=sys.stderr)
-            labels = prediction.predict(images, image.shape[:2])
             target = Path(args.output) / name
-            make_folder(target.parent)
-            pictures = (
-                *(labels, colorize(labels, prediction.palette)),
-                overlay(as_rgb(image), labels, prediction.classes, prediction.palette),
-            )
-            for kind, picture in zip(RESULTS, pictures):
-                write_png(f"{target}_{kind}.png", picture)
+            segmenter(file).save(target.parent, target.name)
         except Exception as error:  # whatever it is, the other images are done
             failed += 1
             told = isinstance(error, InputError)

@@ -1,0 +1,185 @@
+"""A trained model in one's own program.
+
+from projects.SegFormer.evaluation.segmenter import Segmenter
+
+segmenter = Segmenter("output/segformer_camvid")
+result = segmenter("photo.jpg")
+result.save("predictions")
+"""
+
+import projects.SegFormer.engine.process  # noqa: F401
+
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby, islice
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from projects.SegFormer.dataset.image_files import as_rgb, read_image
+from projects.SegFormer.evaluation.inference import (
+    Views,
+    confidence_of,
+    labels_of,
+    probabilities_of,
+)
+from projects.SegFormer.evaluation.pictures import write_png
+from projects.SegFormer.evaluation.prediction import prediction_of
+from projects.SegFormer.evaluation.result_files import make_folder
+from projects.SegFormer.evaluation.visualize import colorize, overlay
+from projects.SegFormer.modeling.errors import InputError, printable
+
+RESULTS = ("labels", "colors", "overlay")  # what of a result is saved
+BATCH = 4  # images of one size that go through the network together
+
+Picture = str | os.PathLike | np.ndarray | Image.Image
+
+
+class Segmenter:
+    """A segmentation model with its classes, colours, normalisation and way of inference.
+
+    Args:
+        weights: output folder of a training or a checkpoint in it, folder of Hugging Face or of
+            tools/convert_weights.py, a .onnx file of tools/export.py, or weights in any other
+            format with the `config` that they belong to.
+        config: file of the config that counts; None for what lies beside the weights.
+        overrides: of the config, as ["inference.flip=True"].
+        engine: "oneflow" or "onnx"; None for the one that takes the weights.
+    Attributes:
+        classes: their names, by index.
+        palette: RGB of each class, from 0 to 255.
+        channels: of the images.
+    Raises InputError: no such weights, weights of another model or classes than the config's, or
+        nothing beside them that says how they are used.
+    """
+
+    def __init__(
+        self,
+        weights: str | os.PathLike,
+        config: str | None = None,
+        overrides: Sequence[str] = (),
+        engine: str | None = None,
+    ):
+        self.prediction = prediction_of(config, os.fspath(weights), list(overrides), engine)
+        self.classes: list[str] = list(self.prediction.classes)
+        self.palette: list[tuple[int, int, int]] = list(self.prediction.palette)
+        self.channels: int = self.prediction.channels
+        self._is_told = False  # that images are far too large
+
+    def __call__(
+        self, images: Picture | Iterable[Picture]
+    ) -> "Segmentation | Iterator[Segmentation]":
+        """The segmentation of an image; of several, one after the other as they are asked for.
+
+        Args:
+            images: a path, an array (H, W, channels) of uint8 in RGB order, a picture of Pillow's
+                as it stands, or a list or generator of those. Neighbours of one size go through
+                the network together.
+        Raises InputError for what is no image, or has other channels.
+        """
+        if isinstance(images, Picture):
+            return next(self._segmented([images]))
+        return self._segmented(images)
+
+    def _segmented(self, images: Iterable[Picture]) -> Iterator["Segmentation"]:
+        read = ((self._array(image), image) for image in images)
+        for _, same in groupby(read, lambda item: item[0].shape):
+            while batch := list(islice(same, BATCH)):
+                inputs = [self.prediction.network_input(image) for image, _ in batch]
+                self._tell_size(inputs[0], batch[0][1])
+                views = self.prediction.views(np.concatenate(inputs), batch[0][0].shape[:2])
+                for index, (image, source) in enumerate(batch):
+                    known = self.classes, self.palette, _name(source)
+                    yield Segmentation(image, _of_one(views, index), *known)
+
+    def _tell_size(self, network_input: np.ndarray, source: Picture) -> None:
+        """Once, and before it takes long: that an image is far larger than those of training."""
+        if self._is_told or not (text := self.prediction.too_large(network_input)):
+            return
+        self._is_told = True
+        named = printable(source) if isinstance(source, (str, os.PathLike)) else "an image"
+        tqdm.write(f"note: {named} {text}", file=sys.stderr)
+
+    def _array(self, image: Picture) -> np.ndarray:
+        if isinstance(image, (str, os.PathLike)):
+            return read_image(image, self.channels)
+        if isinstance(image, Image.Image):
+            image = np.asarray(image.convert("RGB") if self.channels == 3 else image)
+        if image.ndim == 2:
+            image = image[..., None]
+        if image.ndim != 3 or image.dtype != np.uint8 or image.shape[2] != self.channels:
+            raise InputError(
+                f"an array of shape {image.shape} and {image.dtype}: expected an image (height, "
+                f"width, {self.channels}) of uint8, in RGB order"
+            )
+        return image
+
+
+class Segmentation:
+    """What a model sees in an image.
+
+    Attributes:
+        image: uint8 (H, W, channels).
+        labels: the class index of each pixel: (H, W), uint8, or uint16 for more than 256 classes.
+        classes, palette: name and RGB of each class.
+        name: of the image's file, without its suffix; "image" where it has none.
+    """
+
+    def __init__(
+        self, image: np.ndarray, views: Views, classes: list[str], palette: list, name: str
+    ):
+        self.image, self.classes, self.palette, self.name = image, classes, palette, name
+        self._views, self._size = views, image.shape[:2]
+        dtype = np.uint8 if len(classes) <= 256 else np.uint16
+        self.labels = labels_of(views, self._size)[0].astype(dtype)
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Of each class at each pixel: float32 (H, W, classes), which sum up to 1.
+
+        Computed when it is asked for: 150 classes of a photo of 12 megapixels are 7 GB.
+        """
+        return probabilities_of(self._views, self._size)[0]
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """The probability of each pixel's class: float32 (H, W)."""
+        return confidence_of(self._views, self._size)[0]
+
+    def overlay(self, opacity: float = 0.55, legend: bool = True) -> np.ndarray:
+        """The image under the classes' colours: uint8 (H, W, 3) in RGB order; with a legend wider.
+
+        Args:
+            opacity: of the colours, from 0 to 1.
+        Raises InputError for another opacity.
+        """
+        if not 0 <= opacity <= 1:
+            raise InputError(f"opacity={opacity}: expected a number from 0 to 1")
+        image = as_rgb(self.image)
+        return overlay(image, self.labels, self.classes, self.palette, opacity, legend)
+
+    def save(self, folder: str | os.PathLike, name: str | None = None) -> None:
+        """Write NAME_labels.png (class indices), NAME_colors.png and NAME_overlay.png.
+
+        Args:
+            folder: is made if it is not there.
+            name: in the place of the image's.
+        Raises InputError where that cannot be written.
+        """
+        make_folder(folder)
+        pictures = (self.labels, colorize(self.labels, self.palette), self.overlay())
+        for kind, picture in zip(RESULTS, pictures):
+            write_png(Path(folder) / f"{name or self.name}_{kind}.png", picture)
+
+
+def _name(image: Picture) -> str:
+    return Path(image).stem if isinstance(image, (str, os.PathLike)) else "image"
+
+
+def _of_one(views: Views, index: int) -> Views:
+    """Those of one image of a batch."""
+    own = slice(index, index + 1)
+    return [[window._replace(logits=window.logits[own]) for window in view] for view in views]
