@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from itertools import accumulate
 
 import oneflow as flow
@@ -29,8 +30,10 @@ def plan_ranks(config: DictConfig, world_size: int) -> None:
     where `custom_pipeline_stage_id` (the stage of each block) does not name them, get blocks of
     nearly equal cost.
 
-    Raises InputError for sizes, stages or a batch that the processes cannot share.
+    Raises InputError for sizes, stages or a batch that the processes cannot share, and for fewer
+    GPUs than processes.
     """
+    _check_gpus(world_size)
     sizes = config.train.dist
     data, tensor, pipeline = (
         _size(sizes, name)
@@ -59,6 +62,20 @@ def plan_ranks(config: DictConfig, world_size: int) -> None:
     if sizes.get("custom_pipeline_stage_id") is None:
         sizes.custom_pipeline_stage_id = balanced_stages(_costs(config), pipeline)
     _check_stages(list(sizes.custom_pipeline_stage_id), blocks, pipeline)
+
+
+def _check_gpus(processes: int) -> None:
+    """OneFlow gives each process of a machine a GPU of its own; NODE, of train.sh, is the number of
+    machines.
+    """
+    if not flow.cuda.is_available():
+        return
+    here, gpus = -(-processes // int(os.environ.get("NODE") or 1)), flow.cuda.device_count()
+    if here > gpus:
+        raise InputError(
+            f"{here} processes on a machine with {gpus} GPUs: start at most {gpus}, or "
+            "with CUDA_VISIBLE_DEVICES=-1 all on its CPU"
+        )
 
 
 def _size(sizes: DictConfig, name: str) -> int:

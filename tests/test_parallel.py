@@ -8,6 +8,7 @@ from itertools import combinations, product
 
 import libai.engine.default
 import numpy as np
+import oneflow as flow
 import pytest
 import torch
 import transformers
@@ -46,6 +47,24 @@ def test_batch_that_processes_cannot_share_is_told_as_libai_would(monkeypatch):
             assert f"={batch}" in str(caught.value) or batch is None
         else:
             plan_ranks(cfg, ranks)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "machines", "processes", "is_told"),
+    [(2, 1, 2, False), (2, 1, 3, True), (4, 2, 8, False), (4, 2, 10, True), (0, 1, 9, False)],
+)
+def test_more_processes_than_gpus(monkeypatch, gpus, machines, processes, is_told):
+    """As on a machine with GPUs."""
+    monkeypatch.setattr(flow.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(flow.cuda, "device_count", lambda: gpus)
+    monkeypatch.setenv("NODE", str(machines))
+    config = load_config(str(ROOT / "configs/segformer_camvid.py"))
+    config.train.global_batch_size = processes
+    if is_told:
+        with pytest.raises(InputError, match=f"processes on a machine with {gpus} GPUs"):
+            plan_ranks(config, processes)
+    else:
+        plan_ranks(config, processes)
 
 
 # ---- Multiply-adds ------------------------------------------------------------------------------
