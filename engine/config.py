@@ -9,6 +9,7 @@ from libai.config import LazyConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from projects.SegFormer.engine.config_values import check_values, is_path
+from projects.SegFormer.engine.described_data import fill_in
 from projects.SegFormer.engine.yaml_config import load_yaml
 from projects.SegFormer.modeling.errors import InputError
 
@@ -71,6 +72,7 @@ def complete(config: DictConfig, overrides: list[str], file: str = "the config")
                 f"cannot read the override {override!r}: a list is [1,2], a text with signs is "
                 "'in quotes'"
             ) from error
+    fill_in(config)
     sizes = config.get("model_size")
     if sizes and sizes.name not in sizes.choices:
         raise InputError(f"model_size={sizes.name}: expected one of {', '.join(sizes.choices)}")

@@ -23,7 +23,7 @@ from types import SimpleNamespace
 import oneflow as flow
 from libai.engine import default_setup
 from libai.utils import distributed as dist
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.engine.libai_mends import mend_libai
@@ -57,6 +57,8 @@ def main(arguments: list[str]) -> None:
     mend_libai()
     default_setup(cfg, SimpleNamespace(resume=args.resume, overrides=args.opts))
     logger.info(f"Config: {args.config_file}")
+    for line in OmegaConf.select(cfg, "data.chosen") or ():
+        logger.info(f"Chosen: {line}")
     if args.eval_only or args.format_only:
         evaluate_only(cfg, args.format_only)
     else:
