@@ -9,6 +9,7 @@ from libai.config import LazyConfig, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from conftest import ROOT
+from projects.SegFormer.dataset.description import Description
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.engine.trainer import SegformerTrainer
 from projects.SegFormer.modeling.errors import InputError
@@ -107,9 +108,17 @@ def test_importing_the_models_changes_none_of_them():
     assert len({id(module.model.cfg) for module in modules.values()}) == len(MODELS)
 
 
+@pytest.fixture
+def data_root(tmp_path) -> str:
+    """A folder for data, with the description that segformer_own.py takes its classes from."""
+    images = {"train": 10, "val": 2}
+    Description(["a", "b"], [[0, 0, 0], [9, 9, 9]], [400, 600], images).write(tmp_path)
+    return str(tmp_path)
+
+
 @pytest.mark.parametrize("name", TO_RUN)
-def test_config_to_run_builds_its_model(name):
-    config = load_config(str(CONFIGS / name))
+def test_config_to_run_builds_its_model(name, data_root):
+    config = load_config(str(CONFIGS / name), [f"data.root={data_root}"])
     model = instantiate(config.model)
     dataset = config.dataloader.test[0].dataset
     if "imgnet1k" in name:
@@ -317,10 +326,10 @@ def test_override_reaches_where_it_is_meant_for():
 
 
 @pytest.mark.parametrize("name", TO_RUN)
-def test_root_of_the_data_is_written_once(name):
-    config = load_config(str(CONFIGS / name), ["data.root=elsewhere"])
+def test_root_of_the_data_is_written_once(name, data_root):
+    config = load_config(str(CONFIGS / name), [f"data.root={data_root}"])
     datasets = [config.dataloader.train.dataset, *(t.dataset for t in config.dataloader.test)]
-    assert [dataset.root for dataset in datasets] == ["elsewhere"] * len(datasets)
+    assert [dataset.root for dataset in datasets] == [data_root] * len(datasets)
 
 
 def test_overrides_stay_in_their_config():
