@@ -19,6 +19,8 @@ import oneflow as flow
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from projects.SegFormer.dataset.description import Description
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # A network of the same kind with few channels, as overrides of any segmentation config.
@@ -55,6 +57,14 @@ def folder_data(tmp_path_factory) -> Path:
             cv2.imwrite(str(root / "images" / split / f"{index:02d}.png"), image[..., ::-1])
             cv2.imwrite(str(root / "annotations" / split / f"{index:02d}.png"), label)
     return root
+
+
+@pytest.fixture
+def data_root(tmp_path) -> str:
+    """A folder for data, with the description that segformer_own.py takes its classes from."""
+    images = {"train": 10, "val": 2}
+    Description(["a", "b"], [[0, 0, 0], [9, 9, 9]], [400, 600], images).write(tmp_path)
+    return str(tmp_path)
 
 
 def tiny_run(folder_data: Path, output: Path, *more: str) -> list[str]:

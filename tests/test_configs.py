@@ -9,7 +9,6 @@ from libai.config import LazyConfig, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from conftest import ROOT
-from projects.SegFormer.dataset.description import Description
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.engine.trainer import SegformerTrainer
 from projects.SegFormer.modeling.errors import InputError
@@ -106,14 +105,6 @@ def test_importing_the_models_changes_none_of_them():
         assert plain(module.cfg) == plain(module.model.cfg) == expected_model(name)
     assert len({id(module.cfg) for module in modules.values()}) == len(MODELS)
     assert len({id(module.model.cfg) for module in modules.values()}) == len(MODELS)
-
-
-@pytest.fixture
-def data_root(tmp_path) -> str:
-    """A folder for data, with the description that segformer_own.py takes its classes from."""
-    images = {"train": 10, "val": 2}
-    Description(["a", "b"], [[0, 0, 0], [9, 9, 9]], [400, 600], images).write(tmp_path)
-    return str(tmp_path)
 
 
 @pytest.mark.parametrize("name", TO_RUN)

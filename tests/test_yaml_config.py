@@ -17,9 +17,9 @@ CONFIGS = sorted((ROOT / "configs").glob("segformer_*.py"))
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_comes_back(tmp_path, file):
+def test_every_config_comes_back(tmp_path, data_root, file):
     """With its interpolations: overrides of what they name still reach all places."""
-    config = load_config(str(file))
+    config = load_config(str(file), [f"data.root={data_root}"])
     save_yaml(config, str(tmp_path / "config.yaml"))
     again = load_config(str(tmp_path / "config.yaml"))
     for overrides in ([], ["data.root=/elsewhere"]):
