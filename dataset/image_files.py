@@ -189,6 +189,14 @@ def stored_size(path: str | Path) -> tuple[tuple[int, int], int]:
     return file.size, file.orientation
 
 
+def channel_count(path: str | Path) -> int:
+    """How many channels a file stores, from its header. Raises InputError: see `image_size`."""
+    data = read_bytes(path, IMAGE_BYTES)
+    if data.startswith(NUMPY):
+        return 1 if _npy(path, data).ndim == 2 else _npy(path, data).shape[2]
+    return _opened(path, data).bands
+
+
 def as_rgb(image: np.ndarray) -> np.ndarray:
     """An image of any channels, (H, W, C), as people can look at it: its first three, or its first
     as grey: (H, W, 3)."""

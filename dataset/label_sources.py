@@ -7,24 +7,26 @@ is seen from the files alone.
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from projects.SegFormer.dataset.folder import distinct_palette
 from projects.SegFormer.dataset.folders import walk
 from projects.SegFormer.dataset.image_files import (
     IMAGE_SUFFIXES,
+    channel_count,
     image_size,
     read_image,
     read_label,
 )
 from projects.SegFormer.dataset.transforms import IGNORE_INDEX
+from projects.SegFormer.modeling.bounds import JSON_BYTES
 from projects.SegFormer.modeling.errors import InputError
-from projects.SegFormer.modeling.files import read_json
+from projects.SegFormer.modeling.files import read_bytes, read_json, reason
 
 IMAGE_FOLDERS = {"images", "image", "imgs", "img", "jpegimages", "photos", "rgb", "data"}
 LABEL_FOLDERS = {
@@ -77,10 +79,10 @@ def find_source(folder: str | Path, ignored: Sequence[str] = ()) -> Source:
     contents = [(file, content) for file in documents if (content := _json(file)) is not None]
     coco = [it for it in contents if {"images", "annotations", "categories"} <= it[1].keys()]
     if coco:
-        return _from_coco(coco, files, folder)
+        return _told("COCO", coco[0][0], lambda: _from_coco(coco, files, folder))
     labelme = [it for it in contents if isinstance(it[1].get("shapes"), list)]
     if labelme:
-        return _from_labelme(labelme, folder)
+        return _told("LabelMe", labelme[0][0], lambda: _from_labelme(labelme, folder))
     return _from_masks(files, folder, set(ignored))
 
 
@@ -97,6 +99,18 @@ def _json(file: Path) -> dict | None:
         return read_json(file)
     except InputError:
         return None
+
+
+def _told(whose: str, file: Path, function: Callable):
+    """What the function returns. Raises InputError where the JSON is other than it expects."""
+    try:
+        return function()
+    except InputError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, cv2.error) as error:
+        raise InputError(
+            f"{file}: not as {whose} writes it ({type(error).__name__}: {reason(error)})"
+        ) from error
 
 
 def _within(folder: Path, *places: Path) -> Path | None:
@@ -135,18 +149,13 @@ def _from_masks(files: list[Path], folder: Path, ignored: set[str]) -> Source:
         if len(those) > len(names)
     ]
     masks = {name: labels[name] for name in names}
-    if all(_is_one_channel(file) for file in masks.values()):
+    if all(channel_count(file) == 1 for file in masks.values()):
         kind, table, read = _indices(masks.values(), ignored)
     else:
         kind, table, read = _colours(masks.values(), _colour_table(folder), ignored)
     classes, palette = [entry[0] for entry in table], [entry[1] for entry in table]
     found = [Labelled(name, images[name], lambda file=masks[name]: read(file)) for name in names]
     return Source(kind, found, classes, palette, notes)
-
-
-def _is_one_channel(file: Path) -> bool:
-    with Image.open(file) as picture:
-        return len(picture.getbands()) == 1
 
 
 def _indices(files, ignored: set[str]):
@@ -220,7 +229,7 @@ def _colour_table(folder: Path) -> dict[Colour, str]:
     """Of the first text file whose lines have a colour and a name, as CamVid's and CVAT's."""
     for file in map(Path, walk(folder, (".txt", ".csv"))):
         table = {}
-        for line in file.read_text(errors="replace").splitlines():
+        for line in read_bytes(file, JSON_BYTES).decode(errors="replace").splitlines():
             match = TABLE_LINE.search(line)
             if not match or max(map(int, match.groups())) > 255:
                 continue
@@ -249,7 +258,7 @@ def _from_labelme(documents: list[tuple[Path, dict]], folder: Path) -> Source:
     index = {name: place for place, name in enumerate(classes)}
     index |= {"_background_": 0, "__ignore__": IGNORE_INDEX}
 
-    def read(file: Path, image: Path, shapes: list) -> np.ndarray:
+    def read(image: Path, shapes: list) -> np.ndarray:
         label = np.zeros(image_size(image), np.uint8)
         for shape in shapes:
             points = np.array(shape["points"], np.float64)
@@ -278,7 +287,7 @@ def _from_labelme(documents: list[tuple[Path, dict]], folder: Path) -> Source:
         name = file.relative_to(folder).with_suffix("").as_posix()
         shapes = content["shapes"]
         images.append(
-            Labelled(name, image, lambda f=file, i=image, shapes=shapes: read(f, i, shapes))
+            Labelled(name, image, partial(_told, "LabelMe", file, partial(read, image, shapes)))
         )
     notes = [f"{count} shapes of the type {kind}: left out" for kind, count in other.items()]
     return Source("LabelMe's JSON", images, classes, _palette(classes), notes)
@@ -312,7 +321,10 @@ def _from_coco(documents: list[tuple[Path, dict]], files: list[Path], folder: Pa
             name = "/".join([*document.relative_to(folder).parent.parts, Path(written).stem])
             name = f"{_split_in(document.stem)}{name}"
             images.append(
-                Labelled(name, image, lambda i=image, own=own: _draw_objects(i, own, index))
+                Labelled(
+                    *(name, image),
+                    partial(_told, "COCO", document, partial(_draw_objects, image, own, index)),
+                )
             )
     notes = [f"{without} annotations without a segmentation: left out"] if without else []
     kind = "COCO's JSON of instances"

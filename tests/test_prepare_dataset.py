@@ -273,9 +273,29 @@ def image_outside(root: Path) -> None:
     (root / "a.json").write_text(json.dumps({"shapes": [], "imagePath": "../secret.png"}))
 
 
+def damaged_mask(root: Path) -> None:
+    indices(root)
+    (root / "Labels" / "00.png").write_bytes(b"no picture")
+
+
+def foreign_coco(root: Path) -> None:
+    coco(root)
+    content = json.loads((root / "instances.json").read_text())
+    content["annotations"][0]["category_id"] = 77
+    (root / "instances.json").write_text(json.dumps(content))
+
+
+def foreign_labelme(root: Path) -> None:
+    labelme(root)
+    (root / "00.json").write_text(json.dumps({"shapes": [{"points": 3}], "imagePath": "00.jpg"}))
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
+        (damaged_mask, "Labels/00.png"),
+        (foreign_coco, "instances.json: not as COCO writes it (KeyError: 77)"),
+        (foreign_labelme, "00.json: not as LabelMe writes it (KeyError: 'label')"),
         (no_labels, "6 images, 0 pictures of masks and no pair of both"),
         (smooth_masks, "colours; masks have one for each class"),
         (one_value, "the masks hold one value, [0]: expected two classes or more"),
