@@ -161,6 +161,7 @@ TABLE = (
     ("train.dist.custom_pipeline_stage_id", either(NULL, several(whole()))),
     ("train.nccl_fusion_*", whole()),
     ("train.resume", FLAG),
+    ("train.rdma_enabled", FLAG),
     ("train.evaluation.boundary_iou", FLAG),
     ("train.*.enabled", FLAG),
     ("graph.enabled", FLAG),
