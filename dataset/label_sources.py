@@ -94,7 +94,11 @@ def _palette(classes: list[str]) -> list[Colour]:
 
 
 def _json(file: Path) -> dict | None:
-    """The object in a file; None for other JSON, which may lie beside any data."""
+    """The object in a file; None for other JSON, which may lie beside any data.
+
+    Raises InputError: the file is too large.
+    """
+    read_bytes(file, JSON_BYTES)
     try:
         return read_json(file)
     except InputError:
