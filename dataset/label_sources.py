@@ -98,7 +98,8 @@ def _json(file: Path) -> dict | None:
 
     Raises InputError: the file is too large.
     """
-    read_bytes(file, JSON_BYTES)
+    if file.stat().st_size > JSON_BYTES:
+        read_bytes(file, JSON_BYTES)  # which tells it
     try:
         return read_json(file)
     except InputError:
@@ -195,22 +196,19 @@ def _colours(files, table: dict[Colour, str], ignored: set[str]):
                 "masks have more: save them as PNG, without smoothing"
             )
         counts.update(dict(zip(codes.tolist(), number.tolist())))
-    found = {_colour(code): code for code, _ in counts.most_common()}
-    found = {colour: code for colour, code in found.items() if _hex(colour) not in ignored}
-    if table:
-        kind = "colours, by a table"
-        names = {colour: name for colour, name in table.items() if _hex(colour) not in ignored}
-    else:
-        kind = "colours"
-        names = {colour: _hex(colour) for colour in found}
+    kind = "colours, by a table" if table else "colours"
+    found = (_colour(code) for code, _ in counts.most_common())
+    names = table or {colour: _hex(colour) for colour in found}
+    names = {colour: name for colour, name in names.items() if _hex(colour) not in ignored}
     if not 2 <= len(names) <= MOST_COLOURS:
         raise InputError(f"the masks have {len(names)} colours: expected 2 to {MOST_COLOURS}")
     index = {colour: place for place, colour in enumerate(names)}
 
     def read(file: Path) -> np.ndarray:
-        codes, inverse = np.unique(_codes(file), return_inverse=True)
+        pixels = _codes(file)
+        codes, inverse = np.unique(pixels, return_inverse=True)
         own = [index.get(_colour(code), IGNORE_INDEX) for code in codes.tolist()]
-        return np.array(own, np.uint8)[inverse].reshape(image_size(file))
+        return np.array(own, np.uint8)[inverse].reshape(pixels.shape)
 
     return kind, [(name, colour) for colour, name in names.items()], read
 

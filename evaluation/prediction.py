@@ -22,7 +22,7 @@ from projects.SegFormer.dataset.transforms import (
     Normalize,
     RandomCrop,
 )
-from projects.SegFormer.engine.checkpoint import last_checkpoint
+from projects.SegFormer.engine.checkpoint import BEST, last_checkpoint
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.engine.libai_mends import mend_libai
 from projects.SegFormer.evaluation.inference import Inference, Views, build_inference
@@ -206,7 +206,7 @@ def find_weights(path: str) -> tuple[str, str | None]:
         return os.path.dirname(path) or ".", None
     config = os.path.join(path, "config.yaml")
     if os.path.isfile(config):
-        best, last = os.path.join(path, "model_best"), last_checkpoint(path)
+        best, last = os.path.join(path, BEST), last_checkpoint(path)
         if os.path.isdir(best) or last:
             return (best if os.path.isdir(best) else last[0]), config
     config = os.path.join(folder, "config.yaml")
