@@ -57,7 +57,7 @@ class WorstImages:
             pictures = (image, colorize(label, palette), colorize(prediction, palette), wrong)
             row = [_fit(picture) for picture in pictures]
             name = f"{score:.1f}%  {Path(self.dataset.images[index]).stem}"
-            row[0] = captioned(row[0], name, 16)
+            row[0] = captioned(row[0], name)
             rows.append(row)
         sheet = contact_sheet(rows, ("image, its mIoU", "label", "prediction", "wrong pixels"))
         write_png(path, sheet)

@@ -3,13 +3,20 @@
 import numpy as np
 import pytest
 
+from projects.SegFormer.dataset.ade20k import ADE20K
+from projects.SegFormer.dataset.cityscapes import Cityscapes
+from projects.SegFormer.dataset.coco_stuff import COCOStuff
 from projects.SegFormer.evaluation.visualize import (
+    PAPER,
     captioned,
     colorize,
     contact_sheet,
+    contours,
     drawable,
+    legend_panel,
     overlay,
     titled,
+    unused_colour,
 )
 from projects.SegFormer.modeling.errors import InputError
 
@@ -46,14 +53,68 @@ def test_overlay_with_alpha_0_is_the_image(scene, legend):
     np.testing.assert_array_equal(drawn[:48, :80], image)
 
 
-def test_overlay_blends_classes_and_leaves_ignored_pixels(scene):
-    image, label_map = scene
+def test_overlay_blends_classes_lines_and_stripes(scene):
+    image, _ = scene
+    label_map = np.zeros((48, 80), np.uint8)
+    label_map[:, 30:] = 1
+    label_map[20:, 50:] = 255
     drawn = overlay(image, label_map, CLASSES, PALETTE, alpha=0.25, legend=False)
+    stripes = 0
     for row, column in np.ndindex(label_map.shape):
-        expected = image[row, column].astype(float)
-        if label_map[row, column] != 255:
-            expected = 0.75 * expected + 0.25 * np.array(PALETTE[label_map[row, column]])
-        assert np.abs(drawn[row, column] - expected).max() <= 0.5
+        label = label_map[row, column]
+        left, above = label_map[row, max(column - 1, 0)], label_map[max(row - 1, 0), column]
+        colour = PAPER if label != left or label != above else None
+        if colour is None:
+            colour = PALETTE[label] if label != 255 else image[row, column]
+        options = [0.75 * image[row, column] + 0.25 * np.array(colour)]
+        if label == 255:
+            options.append(0.75 * image[row, column] + 0.25 * np.array(PAPER))
+            stripes += np.abs(drawn[row, column] - options[1]).max() <= 0.5
+        assert min(np.abs(drawn[row, column] - option).max() for option in options) <= 0.5
+    assert 0.15 < stripes / (label_map == 255).sum() < 0.35
+
+
+def test_contours_are_wider_in_large_images():
+    label_map = np.zeros((1500, 1600), np.uint8)
+    label_map[:, 800:] = 7
+    assert contours(label_map).sum() == 3 * 1500
+    assert contours(label_map[:400]).sum() == 400
+    assert not contours(np.full((9, 9), 255, np.uint8)).any()
+
+
+def test_legend_has_ignored_pixels_hatched_and_last():
+    label_map = np.zeros((100, 100), np.uint8)
+    plain = legend_panel(label_map, CLASSES, PALETTE, 100)
+    label_map[:90] = 255
+    panel = legend_panel(label_map, CLASSES, PALETTE, 100)
+    assert len(panel) > len(plain)
+    own = np.argwhere((panel == PALETTE[0]).all(-1))[:, 0].max()
+    below = panel[own + 3 :, : len(plain)]
+    assert {(120, 120, 120), PAPER} <= colours_of(below)
+
+
+def colours_of(picture):
+    return set(map(tuple, picture.reshape(-1, 3).tolist()))
+
+
+def test_legend_leaves_out_what_nobody_sees():
+    label_map = np.zeros((100, 100), np.uint8)
+    label_map[0, :9] = 1  # nine of ten thousand
+    shown = colours_of(legend_panel(label_map, CLASSES, PALETTE, 99))
+    assert PALETTE[0] in shown and PALETTE[1] not in shown
+    label_map[0, :10] = 1
+    shown = colours_of(legend_panel(label_map, CLASSES, PALETTE, 99))
+    assert PALETTE[1] in shown
+    label_map[:], label_map[0, 0] = 255, 1  # all there is
+    shown = colours_of(legend_panel(label_map, CLASSES, PALETTE, 99))
+    assert PALETTE[1] in shown
+
+
+@pytest.mark.parametrize("dataset", [Cityscapes, ADE20K, COCOStuff])
+def test_unused_colour_is_far_from_all_classes(dataset):
+    colour = np.array(unused_colour(dataset.PALETTE))
+    nearest = min(np.linalg.norm(colour - np.array(used)) for used in [*dataset.PALETTE, PAPER])
+    assert nearest > 35
 
 
 def test_legend_shows_the_classes_that_are_present(scene):
@@ -91,7 +152,8 @@ def test_legend_text_is_never_cut_off(size):
 def test_overlay_of_nothing_but_ignored_pixels(scene):
     image, label_map = scene
     drawn = overlay(image, np.full_like(label_map, 255), CLASSES, PALETTE)
-    np.testing.assert_array_equal(drawn[:48, :80], image)
+    assert (drawn[:48, :80] != image).any(-1).mean() < 0.25  # stripes, and nothing else
+    assert drawn.shape[1] > 80
 
 
 def test_overlay_refuses_sizes_that_differ(scene):
@@ -142,9 +204,9 @@ def test_any_name_can_be_drawn(scene):
         assert drawn.shape[1] < 80 + 3000
         sheet = contact_sheet([[image, image]], ["image", name])
         assert sheet.shape[1] < 3000
-        np.testing.assert_array_equal(titled(image, name, 16)[-48:], image)
-        assert captioned(image, name, 16).shape == image.shape
-    assert (captioned(image, "a name", 16) != image).any()
+        np.testing.assert_array_equal(titled(image, name)[-48:], image)
+        assert captioned(image, name).shape == image.shape
+    assert (captioned(image, "a name") != image).any()
 
 
 def test_what_is_drawn_of_odd_names():

@@ -36,7 +36,6 @@ from projects.SegFormer.evaluation.visualize import (
     PAPER,
     contact_sheet,
     drawable,
-    hatch,
     legend_panel,
     overlay,
     titled,
@@ -46,7 +45,7 @@ from projects.SegFormer.modeling.files import write_json
 
 TRAINING, TEST = "training data", "test data"
 LISTED = 20  # errors; classes at either end of a long table
-TILE, TEXT = 384, 16  # pixels: longest side of a sample in the sheet, height of its letters
+TILE = 384  # pixels: longest side of a sample in the sheet
 # The loader is measured over so much at most, in batches of so many.
 MEASURED_SAMPLES, MEASURED_SECONDS, MEASURED_BATCH = 200, 10, 8
 
@@ -299,29 +298,24 @@ def draw_sheet(dataset: Dataset, samples: list[tuple[int, np.ndarray, object]]) 
     """The samples as pictures, those of label maps also under the colours of their classes."""
     if isinstance(dataset, ClassificationFolder):
         tiles = [
-            [titled(_scaled(_shown(dataset, image)), dataset.classes[label], TEXT)]
+            [titled(_scaled(_shown(dataset, image)), dataset.classes[label])]
             for _, image, label in samples
         ]
         return contact_sheet(_grid(tiles, 4), ["augmented image"] * min(4, len(tiles)))
 
-    # The legend has ignored pixels as a class of their own.
-    classes = [*dataset.classes, "ignored, hatched"]
-    palette = [*dataset.palette, (0, 0, 0)]
+    known = dataset.classes, dataset.palette
     tiles, labels = [], []
     for index, image, label in samples:
         picture = _scaled(_shown(dataset, image))
-        ignored = label == IGNORE_INDEX
-        labels.append(np.where(ignored, len(dataset.classes), label))
-        small = _scaled(labels[-1])
-        drawn = overlay(picture, small, classes, palette, legend=False)
-        drawn = hatch(drawn, small == len(dataset.classes))
+        labels.append(label)
+        drawn = overlay(picture, _scaled(label), *known, legend=False)
         name = Path(dataset.images[index]).stem
-        share = f"{ignored.mean():.1%} ignored"
-        tiles.append([titled(picture, name, TEXT), titled(drawn, share, TEXT)])
+        share = f"{(label == IGNORE_INDEX).mean():.1%} ignored"
+        tiles.append([titled(picture, name), titled(drawn, share)])
     pairs = min(2, len(tiles))
     sheet = contact_sheet(_grid(tiles, 2), ["augmented image", "its label"] * pairs)
     everything = np.concatenate([label.ravel() for label in labels])
-    panel = legend_panel(everything, classes, palette, len(sheet), TEXT)
+    panel = legend_panel(everything, *known, len(sheet))
     height = max(len(sheet), len(panel))
     return np.concatenate([_padded(part, height, part.shape[1]) for part in (sheet, panel)], axis=1)
 
