@@ -9,7 +9,6 @@ import subprocess
 from argparse import ArgumentParser
 from collections import Counter
 from functools import cache
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
