@@ -1,9 +1,12 @@
 """Weights, and all that belongs to them, to predictions of images."""
 
+import json
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import zip_longest
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,25 +25,34 @@ from projects.SegFormer.dataset.transforms import (
     Normalize,
     RandomCrop,
 )
-from projects.SegFormer.engine.checkpoint import BEST, last_checkpoint
-from projects.SegFormer.engine.config import load_config
+from projects.SegFormer.engine.checkpoint import AVERAGE, BEST, last_checkpoint
+from projects.SegFormer.engine.config import complete, load_config
 from projects.SegFormer.engine.libai_mends import mend_libai
 from projects.SegFormer.evaluation.inference import Inference, Views, build_inference
 from projects.SegFormer.evaluation.onnx_model import OnnxModel
-from projects.SegFormer.model_utils.beside_weights import (
-    Beside,
-    Scaled,
-    beside_onnx,
-    beside_weights,
-)
-from projects.SegFormer.model_utils.segf_loader import load_weights
+from projects.SegFormer.model_utils.beside_weights import Beside, Scaled, beside_weights
+from projects.SegFormer.model_utils.huggingface_config import ARCHITECTURES
+from projects.SegFormer.model_utils.onnx_metadata import beside_onnx
+from projects.SegFormer.model_utils.segf_loader import load_weights, open_in_any_format
 from projects.SegFormer.model_utils.weight_paths import FILE_NAMES, LIBAI_FOLDER
+from projects.SegFormer.model_utils.weight_writers import architecture_of
+from projects.SegFormer.modeling.bounds import image_pixels
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.segformer_model import SegformerBlock
 
 PLAIN_CONFIG = str(Path(__file__).parents[1] / "configs" / "segformer_camvid.py")  # whole images
 USUAL_CROP = (512, 512)  # that weights are trained on, where nothing says another
 MUCH_LARGER = 4  # times the pixels of a crop
+# What is said of weights that the other class takes.
+KINDS = dict(
+    zip(
+        ARCHITECTURES,
+        (
+            "a segmentation model's: Segmenter of evaluation/segmenter.py takes them",
+            "a classifier's: Classifier of evaluation/classifier.py takes them",
+        ),
+    )
+)
 
 
 class Prediction(NamedTuple):
@@ -78,7 +90,15 @@ class Prediction(NamedTuple):
 
         Args:
             images: of `network_input`, several of one size in a batch.
+        Raises InputError for images that are scaled to more pixels than an image may have.
         """
+        for scale in self.inference.scales:
+            sides = self.inference.input_size(images.shape[2:], scale)
+            if prod(sides) > image_pixels():
+                raise InputError(
+                    f"inference scales it to {sides[0]}x{sides[1]}, more than {image_pixels():,} "
+                    "pixels: set a smaller inference.resize, or smaller inference.scales"
+                )
         passes = self.inference.passes(images.shape[2:])
         with flow.no_grad(), self.progress.of(passes):
             return self.inference.views(self.model, images, size)
@@ -128,6 +148,43 @@ class Progress:
             self.bar.update()
 
 
+class Found(NamedTuple):
+    """What belongs to weights.
+
+    Attributes:
+        weights: folder or file of them.
+        file: of the config that counts; None where what lies beside the weights does.
+        of_training: the config.yaml of their training, if any.
+    """
+
+    weights: str
+    file: str | None
+    of_training: str | None
+
+
+def find(config: str | None, weights: str, overrides: list[str], free: str = "") -> Found:
+    """Raises InputError for overrides without a config, but for those that begin with `free`."""
+    weights, of_training = find_weights(weights)
+    file = config or of_training
+    wrong = [it for it in overrides if not free or not it.startswith(free)]
+    if wrong and not file:
+        known = f"only {free}* can be set" if free else "nothing can be set"
+        raise InputError(f"{wrong[0]} needs --config; without it {known}")
+    return Found(weights, file, of_training)
+
+
+def what_lies_beside(found: Found) -> Beside | None:
+    """Raises InputError where neither that nor a config says how weights are used."""
+    beside = beside_weights(found.weights)
+    if not beside and not found.file:
+        raise InputError(
+            f"{found.weights} does not say how it is used: no config.json, segformer.json or "
+            "config.yaml lies beside it; give the config of its training, --config configs/... or "
+            "a config.yaml"
+        )
+    return beside
+
+
 def prediction_of(
     config: str | None, weights: str, overrides: list[str], engine: str | None = None
 ) -> Prediction:
@@ -137,63 +194,108 @@ def prediction_of(
         InputError: neither says what the classes are, or they are others than the weights have; or
             see `load_config` and `load_model`.
     """
-    weights, config_of_training = find_weights(weights)
-    file = config or config_of_training
-    if not file and (wrong := [it for it in overrides if not it.startswith("inference.")]):
-        raise InputError(f"{wrong[0]} needs --config; without it only inference.* can be set")
-    cfg = load_config(file or PLAIN_CONFIG, overrides)
+    found = find(config, weights, overrides, free="inference.")
+    with told_by_kind(found.weights, ARCHITECTURES[0]):
+        return _prediction_of(found, config, overrides, engine)
+
+
+def _prediction_of(
+    found: Found, config: str | None, overrides: list[str], engine: str | None
+) -> Prediction:
+    weights, file, of_training = found
     mend_libai()
+    model = None
+    if weights.endswith(".onnx"):
+        model = load_model(engine, weights, {}, None)
+        beside = beside_onnx(model.metadata, weights)
+    else:
+        beside = what_lies_beside(found)
+    cfg = load_config(file, overrides) if file else _config_beside(beside, overrides)
     dist.setup_dist_util(cfg.train.dist)
-    is_onnx = weights.endswith(".onnx")
-    beside = None if is_onnx else beside_weights(weights)
     dataset = cfg.dataloader.test[0].dataset
     classes, palette = classes_and_palette(dataset) if file else (None, None)
-    if not file and not beside and not is_onnx:
-        raise InputError(
-            f"{weights} does not say how it is used: no config.json, segformer.json or config.yaml "
-            "lies beside it; give the config of its training, --config configs/... or a config.yaml"
-        )
-    model = load_model(engine, weights, cfg.model.cfg if file else {}, classes and len(classes))
-    if is_onnx:
-        beside = beside_onnx(model.metadata, weights)
-        outputs, channels = model.num_classes, model.num_channels
+    if model:
+        outputs, channels, fixed = model.num_classes, model.num_channels, model.size
+        _check_count(outputs, classes and len(classes), weights)
     else:
+        settings = cfg.model.cfg if file else {}
+        model, fixed = load_model(engine, weights, settings, classes and len(classes)), None
         outputs = model.head.linear_pred.weight.shape[0]
         channels = model.segformer.patch_embeds[0].proj.weight.shape[1]
-    if config and config_of_training and not os.path.samefile(config, config_of_training):
+    if config and of_training and not os.path.samefile(config, of_training):
         try:
-            beside = of_config(config_of_training)
+            beside = of_config(of_training)
         except InputError as error:  # it is not what counts
             print(f"note: {error}", file=sys.stderr)
+    if fixed and not cfg.inference.crop_size:  # images have that size already
+        cfg.inference.resize, cfg.inference.divisor = None, 1
     inference = build_inference(cfg)
     if file:
         transforms = instantiate(dataset.transforms)
         mean, std = mean_and_std(dataset) or ([0.0] * channels, [1.0] * channels)
         for text in disagreements(of_config(cfg, file), beside):
             print(f"note: {text}", file=sys.stderr)
-        crop = crop_of(cfg) or USUAL_CROP
+        crop, scaled = crop_of(cfg) or USUAL_CROP, None
     else:
         classes = beside.classes or [f"LABEL_{index}" for index in range(outputs)]
-        if len(classes) != outputs:
-            raise InputError(
-                f"{weights} has {outputs} classes, {beside.source} names {len(classes)}: they do "
-                "not belong together"
-            )
-        palette = distinct_palette(outputs)
+        palette = [tuple(colour) for colour in beside.palette or distinct_palette(outputs)]
+        for name, values in (("classes", classes), ("colours", palette)):
+            if len(values) != outputs:
+                raise InputError(
+                    f"{weights} has {outputs} classes, {beside.source} names {len(values)} {name}: "
+                    "they do not belong together"
+                )
         for text in _assumptions(beside):
             print(f"note: {beside.source} {text}", file=sys.stderr)
-        mean, std = (
-            list(values or default) * (channels if values and len(values) == 1 else 1)
-            for values, default in ((beside.mean, IMAGENET_MEAN), (beside.std, IMAGENET_STD))
-        )
+        mean, std = mean_and_std_beside(beside, channels)
         transforms = [Normalize(mean, std)]
-        if beside.size and not inference.resize and not inference.crop_size:
-            transforms.insert(0, Scaled(beside.size, beside.resample))
-        crop = beside.size if isinstance(beside.size, tuple) else USUAL_CROP
+        square = beside.size if isinstance(beside.size, (tuple, list)) else None
+        crop, scaled = tuple(beside.trained_on or square or USUAL_CROP), beside.size
+    if (scaled := fixed or scaled) and not inference.resize and not inference.crop_size:
+        transforms.insert(0, Scaled(scaled, beside.resample))
     return Prediction(
         *(model, inference, Compose(transforms), classes, palette, channels, crop),
         *(Progress(model), mean, std, cfg if file else None),
     )
+
+
+def _config_beside(beside: Beside, overrides: list[str]) -> DictConfig:
+    """A config for what lies beside weights, its `inference` with the overrides."""
+    stored = (beside.inference or {}).items()
+    try:
+        cfg = load_config(PLAIN_CONFIG, [f"inference.{key}={json.dumps(it)}" for key, it in stored])
+    except InputError as error:
+        raise InputError(f"the metadata of {beside.source}: {error}; export it again") from error
+    return complete(cfg, overrides)
+
+
+def mean_and_std_beside(beside: Beside, channels: int) -> tuple[list[float], list[float]]:
+    """A value a channel; ImageNet's where nothing says them."""
+    mean, std = (
+        list(values or default) * (channels if values and len(values) == 1 else 1)
+        for values, default in ((beside.mean, IMAGENET_MEAN), (beside.std, IMAGENET_STD))
+    )
+    return mean, std
+
+
+def architecture_in(weights: str) -> str | None:
+    """transformers' name of the model that the weights are of; None where that does not show."""
+    try:
+        return architecture_of(open_in_any_format(weights)[0].shapes)
+    except InputError:
+        return None
+
+
+@contextmanager
+def told_by_kind(weights: str, architecture: str) -> Iterator[None]:
+    """What goes wrong within with weights of the other model is an InputError that says so."""
+    try:
+        yield
+    except InputError as error:
+        found = None if weights.endswith(".onnx") else architecture_in(weights)
+        if found in (None, architecture):
+            raise
+        raise InputError(f"the weights at {weights} are {KINDS[found]}") from error
 
 
 def find_weights(path: str) -> tuple[str, str | None]:
@@ -209,9 +311,12 @@ def find_weights(path: str) -> tuple[str, str | None]:
         best, last = os.path.join(path, BEST), last_checkpoint(path)
         if os.path.isdir(best) or last:
             return (best if os.path.isdir(best) else last[0]), config
+    checkpoint = os.path.abspath(path)
+    if name == AVERAGE:  # a part of a checkpoint
+        checkpoint, folder = folder, os.path.dirname(folder)
+    is_checkpoint = os.path.isdir(os.path.join(checkpoint, LIBAI_FOLDER))
     config = os.path.join(folder, "config.yaml")
-    is_checkpoint = os.path.isdir(os.path.join(path, LIBAI_FOLDER)) and os.path.isfile(config)
-    return path, config if is_checkpoint else None
+    return path, config if is_checkpoint and os.path.isfile(config) else None
 
 
 def of_config(cfg, file: str | None = None) -> Beside:
@@ -283,12 +388,17 @@ def load_model(engine: str | None, weights: str, libai_cfg, classes: int | None)
         )
     model = OnnxModel(weights) if is_onnx else load_weights(libai_cfg, weights)
     found = model.num_classes if is_onnx else model.head.linear_pred.weight.shape[0]
-    if classes and found != classes:
-        raise InputError(
-            f"{weights} has {found} classes, the data of the config {classes}: "
-            f"give the config {'that it was exported with' if is_onnx else 'of its training'}"
-        )
+    _check_count(found, classes, weights)
     return model
+
+
+def _check_count(found: int, classes: int | None, weights: str) -> None:
+    if classes and found != classes:
+        which = "that it was exported with" if weights.endswith(".onnx") else "of its training"
+        raise InputError(
+            f"{weights} has {found} classes, the data of the config {classes}: give the config "
+            f"{which}"
+        )
 
 
 def classes_and_palette(dataset) -> tuple[list[str], list]:

@@ -1,11 +1,10 @@
 """What lies beside weights and says how they are used: names of classes, and how images are made
 ready.
 
-Of transformers in config.json and preprocessor_config.json, of this project in segformer.json or in
-the metadata of an ONNX file.
+Of transformers in config.json and preprocessor_config.json, of this project in segformer.json; of
+an ONNX file in its metadata, see onnx_metadata.py.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from numbers import Real
@@ -18,9 +17,9 @@ from projects.SegFormer.model_utils.huggingface_config import class_names, read_
 from projects.SegFormer.model_utils.segf_loader import read_description
 from projects.SegFormer.model_utils.weight_files import SETTINGS_FILE
 from projects.SegFormer.model_utils.weight_paths import snapshot
-from projects.SegFormer.modeling.bounds import JSON_BYTES, image_pixels
+from projects.SegFormer.modeling.bounds import image_pixels
 from projects.SegFormer.modeling.errors import InputError
-from projects.SegFormer.modeling.files import check_nesting, read_json, reason
+from projects.SegFormer.modeling.files import read_json, reason
 
 PROCESSOR = "preprocessor_config.json"
 
@@ -36,6 +35,10 @@ class Beside(NamedTuple):
             shorter side.
         resample: how they are scaled then, as Pillow numbers its filters.
         reduce_labels: whether label files count the classes from 1, with 0 for none.
+        palette: RGB of each class.
+        ignore_index: the label that counted nowhere.
+        trained_on: (height, width) of the crops of the training.
+        inference: arguments of `evaluation.inference.Inference`.
     """
 
     source: str
@@ -45,6 +48,10 @@ class Beside(NamedTuple):
     size: tuple[int, int] | int | None = None
     resample: int = Image.BILINEAR
     reduce_labels: bool = False
+    palette: list[list[int]] | None = None
+    ignore_index: int | None = None
+    trained_on: tuple[int, int] | None = None
+    inference: dict | None = None
 
 
 class Scaled:
@@ -91,30 +98,6 @@ def beside_weights(path: str) -> Beside | None:
         found = Beside(description, content["classes"] or None)
         return _prepared(found, content["image_processor"], description)
     return None
-
-
-def beside_onnx(metadata: Mapping[str, str], file: str) -> Beside:
-    """What tools/export.py wrote into an ONNX file as metadata.
-
-    Raises InputError for what is no list of names or of numbers.
-    """
-    try:
-        if sum(map(len, metadata.values())) > JSON_BYTES:
-            raise InputError(f"it has more than {JSON_BYTES:,} letters")
-        content = {
-            name: json.loads(metadata[name])
-            for name in ("classes", "mean", "std")
-            if name in metadata
-        }
-        check_nesting(content, JSON_BYTES)
-        classes = content.pop("classes", None)
-        is_list = classes is None or isinstance(classes, list)
-        if not is_list or not all(isinstance(name, str) for name in classes or ()):
-            raise InputError("classes is no list of names")
-        values = {name: _values(content, name) for name in content}
-    except (ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"the metadata of {file}: {reason(error)}; export it again") from error
-    return Beside(file, classes, **values)
 
 
 def _prepared(found: Beside, processor: Mapping, file: str) -> Beside:

@@ -5,11 +5,9 @@ in the model, so that matrix products and layer norms find their rows in one pie
 want channels first; the transposes around them melt into the regrouping of channels that ONNX
 Runtime's convolutions do in any case. The first layer of Mix-FFN is a 1x1 convolution, since then
 nothing is regrouped between it and the depthwise one. Attention goes over the rows of a map, so
-that what is in memory grows with the pixels and not with their square.
+that what is in memory grows with the pixels and not with their square; a graph of one size, which
+is for compilers that have no loops, does without that.
 """
-
-import json
-from collections.abc import Sequence
 
 import numpy as np
 import oneflow as flow
@@ -27,6 +25,7 @@ OPERATORS = (
     *(
         "Add",
         "ArgMax",
+        "Cast",
         "Concat",
         "Conv",
         "Div",
@@ -44,40 +43,32 @@ CHANNELS_FIRST, CHANNELS_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
 BILINEAR = dict(mode="linear", coordinate_transformation_mode="half_pixel")
 
 
-def to_onnx(
-    model: SegformerForSemanticSegmentation,
-    classes: Sequence[str],
-    mean: Sequence[float],
-    std: Sequence[float],
-) -> onnx.ModelProto:
+def to_onnx(model: SegformerForSemanticSegmentation, by_rows: bool = True) -> onnx.ModelProto:
     """The model as it is in evaluation, with the decode head folded (modeling/head.py).
 
     Shape: `images` float32 (N, C, H, W), normalised, both sides 32 or more -> `prediction_scores`
     float32 (N, classes, H / 4, W / 4), sides rounded up.
 
     Args:
-        classes, mean, std: names of the classes, and what images were normalised with, RGB from 0
-            to 255. They become metadata of the file, as JSON.
+        by_rows: whether attention goes over the rows of a map, one after the other, or is computed
+            at once.
     """
-    writer = _Writer(model)
+    writer = _Writer(model, by_rows)
     writer.decode_head(writer.encoder(IMAGES))
     writer.nodes[-1].output[0] = LOGITS
     channels = model.segformer.patch_embeds[0].proj.weight.shape[1]
+    classes = model.head.linear_pred.weight.shape[0]
     graph = helper.make_graph(
         writer.nodes,
         "segformer",
         [_value_info(IMAGES, TensorProto.FLOAT, ["N", channels, "H", "W"])],
-        [_value_info(LOGITS, TensorProto.FLOAT, ["N", len(classes), "H_out", "W_out"])],
+        [_value_info(LOGITS, TensorProto.FLOAT, ["N", classes, "H_out", "W_out"])],
         [numpy_helper.from_array(values, name) for name, values in writer.constants.items()],
     )
     proto = helper.make_model(
         graph, producer_name="SegFormer for LiBai", opset_imports=[helper.make_opsetid("", OPSET)]
     )
     proto.ir_version = IR_VERSION
-    metadata = {"classes": list(classes), "mean": list(mean), "std": list(std)}
-    helper.set_model_props(
-        proto, {name: json.dumps(value, ensure_ascii=False) for name, value in metadata.items()}
-    )
     return proto
 
 
@@ -107,6 +98,16 @@ def add_arg_max(proto: onnx.ModelProto) -> None:
     graph.output.append(_value_info(LABELS, TensorProto.INT64, ["N", "H", "W"]))
 
 
+def fix_size(proto: onnx.ModelProto, height: int, width: int) -> onnx.ModelProto:
+    """The graph for one image of this size at a time, with the shape of every result in it."""
+    fixed = onnx.ModelProto.FromString(proto.SerializeToString())
+    (images,), (output,) = fixed.graph.input, fixed.graph.output
+    _, channels, *_ = images.type.tensor_type.shape.dim
+    images.CopyFrom(_value_info(IMAGES, TensorProto.FLOAT, [1, channels.dim_value, height, width]))
+    output.type.tensor_type.ClearField("shape")
+    return onnx.shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True)
+
+
 def _value_info(name: str, element_type: int, shape: list | None) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, element_type, shape)
 
@@ -118,8 +119,8 @@ class _Writer:
     result. Maps are (N, H, W, C).
     """
 
-    def __init__(self, model: SegformerForSemanticSegmentation):
-        self.model = model
+    def __init__(self, model: SegformerForSemanticSegmentation, by_rows: bool):
+        self.model, self.by_rows = model, by_rows
         self.layers = dict(model.named_modules())
         self.state = state_of(model)
         self.nodes: list[onnx.NodeProto] = []
@@ -169,27 +170,35 @@ class _Writer:
             reduced = self.layer_norm(self.strided_conv(reduced, f"{name}.sr"), f"{name}.norm")
         q = [values * layer.scale for values in self.parameters(f"{name}.q")]
         k, v = zip(*(np.split(values, 2, axis=-1) for values in self.parameters(f"{name}.kv")))
-        query = self.heads(self.product(x, f"{name}.q", *q), name, "q", [1, 0, 3, 2, 4])
+        of_rows = [1, 0, 3, 2, 4]  # (N, H, W, heads, C / heads) <-> (H, N, heads, W, C / heads)
+        axes = of_rows if self.by_rows else [0, 2, 1, 3]  # or as the values, with L for M
+        query = self.heads(self.product(x, f"{name}.q", *q), name, "q", axes)
         key = self.heads(self.product(reduced, f"{name}.k", *k), name, "k", [0, 2, 3, 1])
         value = self.heads(self.product(reduced, f"{name}.v", *v), name, "v", [0, 2, 1, 3])
-        context = self.attend(query, key, value, name)  # (H, N, heads, W, C / heads)
-        context = self.node("Transpose", f"{name}.context", context, perm=[1, 0, 3, 2, 4])
+        attend = self.attend_by_rows if self.by_rows else self.attend
+        context = attend(query, key, value, name)
+        context = self.node("Transpose", f"{name}.context", context, perm=axes)
         shape = self.node("Shape", f"{name}.context", x)
         context = self.node("Reshape", f"{name}.context", context, shape)
         return self.linear(context, f"{name}.proj")
 
     def attend(self, query: str, key: str, value: str, name: str) -> str:
-        """What the queries find, one row of the map after the other: what is in memory of their
-        scores are a row's, however large the image is.
+        """What the queries find.
 
-        Query (H, N, heads, W, C / heads), key (N, heads, C / heads, M), value with its last axes
-        the other way round -> as query.
+        Query (N, heads, L, C / heads), key (N, heads, C / heads, M), value with its last axes the
+        other way round -> as query.
+        """
+        scores = self.node("MatMul", f"{name}.scores", query, key)  # (N, heads, L, M)
+        weights = self.node("Softmax", f"{name}.scores", scores, axis=-1)
+        return self.node("MatMul", f"{name}.context", weights, value)
+
+    def attend_by_rows(self, query: str, key: str, value: str, name: str) -> str:
+        """The same of queries (H, N, heads, W, C / heads), one row of the map after the other: what
+        is in memory of their scores are a row's, however large the image is.
         """
         outer, self.nodes = self.nodes, []
         row = f"{name}.row"
-        scores = self.node("MatMul", f"{name}.scores", row, key)  # (N, heads, W, M)
-        weights = self.node("Softmax", f"{name}.scores", scores, axis=-1)
-        result = self.node("MatMul", f"{name}.context", weights, value)
+        result = self.attend(row, key, value, name)
         body, self.nodes = self.nodes, outer
         ends = ([_value_info(end, TensorProto.FLOAT, None)] for end in (row, result))
         graph = helper.make_graph(body, f"{name}.rows", *ends)

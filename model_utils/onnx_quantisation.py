@@ -1,4 +1,4 @@
-"""Static quantisation of an ONNX graph to int8."""
+"""An ONNX graph in fewer bits: static quantisation to int8, and float16."""
 
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -13,6 +13,7 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from projects.SegFormer.model_utils.onnx_graph import IMAGES
 
@@ -49,14 +50,34 @@ def quantise(proto: onnx.ModelProto, batches: Iterable[np.ndarray]) -> onnx.Mode
             weight_type=QuantType.QInt8,
         )
         quantised = onnx.load(target)
-    nodes = _in_order(quantised.graph.node)
-    del quantised.graph.node[:]
-    quantised.graph.node.extend(nodes)
+    _put_in_order(quantised.graph)
     return quantised
 
 
+def to_half(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """`proto` of onnx_graph.to_onnx with weights and computation in float16.
+
+    Images and logits stay float32. The means and variances of LayerNormalization are float32 by its
+    definition in ONNX, and softmax takes the largest score off first, so that neither overflows. On
+    a CPU without float16 ONNX Runtime computes in float32, and rounds.
+    """
+    half = onnx.ModelProto.FromString(proto.SerializeToString())
+    half = convert_float_to_float16(
+        half, keep_io_types=True, disable_shape_infer=True, op_block_list=[]
+    )
+    _put_in_order(half.graph)
+    return half
+
+
+def _put_in_order(graph: onnx.GraphProto) -> None:
+    """Each node after those that it reads. The quantiser's order leaves out what bodies read, the
+    converter's has the changes of type at the end."""
+    nodes = _in_order(graph.node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
 def _in_order(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """Each node after those that it reads. The quantiser's order leaves out what bodies read."""
     makers = {result: node for node in nodes for result in node.output}
     placed: dict[str, onnx.NodeProto] = {}
 

@@ -13,13 +13,15 @@ import onnxruntime
 import pytest
 import torch
 import transformers
+from PIL import Image
 
 from conftest import CLASSES, CONFIG, tiny_run
-from projects.SegFormer.evaluation import prediction
+from projects.SegFormer.evaluation import onnx_export, prediction
 from projects.SegFormer.evaluation.onnx_model import OnnxModel
+from projects.SegFormer.evaluation.segmenter import Segmenter
 from projects.SegFormer.model_utils.model_weights import state_of
 from projects.SegFormer.model_utils.onnx_graph import add_arg_max, to_onnx
-from projects.SegFormer.model_utils.onnx_quantisation import quantise
+from projects.SegFormer.model_utils.onnx_quantisation import quantise, to_half
 from projects.SegFormer.model_utils.segf_loader import load_weights
 from projects.SegFormer.model_utils.weight_writers import write_libai
 from projects.SegFormer.modeling.errors import InputError
@@ -27,7 +29,7 @@ from projects.SegFormer.modeling.segformer_model import (
     SegformerForSemanticSegmentation,
     assign,
 )
-from projects.SegFormer.tools import export, predict
+from projects.SegFormer.tools import convert_weights, export, predict
 
 # Nothing here follows from anything else, and the two eps are large enough to show.
 IRREGULAR = dict(
@@ -87,8 +89,7 @@ def run(graph: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
 
 
 def graph_of(model) -> onnx.ModelProto:
-    names = [f"class {index}" for index in range(model.head.linear_pred.weight.shape[0])]
-    return to_onnx(model, names, MEAN, STD)
+    return to_onnx(model)
 
 
 def metadata_of(graph: onnx.ModelProto) -> dict:
@@ -229,8 +230,6 @@ def test_graph_is_plain_onnx(exported, arg_max):
         for value in [*graph.graph.input, *graph.graph.output]
     }
     assert found == expected
-    names = [f"class {index}" for index in range(classes)]
-    assert metadata_of(graph) == {"classes": names, "mean": MEAN, "std": STD}
 
 
 def test_no_weight_is_in_the_file_twice(exported):
@@ -314,10 +313,21 @@ def test_tool_writes_the_graph_and_tells_how_far_it_is_off(weights, folder_data,
     logits = run(onnx.load(str(output)), images)
     np.testing.assert_allclose(logits, oneflow_logits(model, images), rtol=0, atol=1e-5)
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
-    metadata = {
-        entry.key: json.loads(entry.value) for entry in onnx.load(str(output)).metadata_props
+    metadata = metadata_of(onnx.load(str(output)))
+    palette = metadata.pop("palette")
+    assert len(set(map(tuple, palette))) == 3 and np.shape(palette) == (3, 3)
+    whole = dict(crop_size=None, stride=None, resize=None, divisor=1, scales=[1.0], flip=False)
+    assert metadata == {
+        "channel_order": "RGB",
+        "layout": "NCHW",
+        "value_range": [0, 255],
+        "mean": MEAN,
+        "std": STD,
+        "classes": list(CLASSES),
+        "ignore_index": 255,
+        "trained_on": [64, 64],
+        "inference": whole,
     }
-    assert metadata == {"classes": list(CLASSES), "mean": MEAN, "std": STD}
 
 
 MODES = {
@@ -363,18 +373,292 @@ def test_int8_reports_what_it_loses(trained, folder_data, tmp_path, capsys):
     assert (labels == truth)[truth != 255].mean() > 0.8
 
 
+# --- the file alone -----------------------------------------------------------------------------
+
+RESIZED = ["inference.resize=[64,200]", "inference.divisor=32"]
+ALONE = {
+    "whole": [],
+    "resized": RESIZED,
+    "windows": ["inference.crop_size=[64,64]", "inference.stride=[32,48]", "inference.flip=True"],
+}
+
+
+def random_photo(path: Path, height: int = 90, width: int = 130) -> np.ndarray:
+    """Smooth colours, saved as PNG."""
+    rng = np.random.default_rng(0)
+    picture = cv2.resize(rng.integers(0, 256, (9, 13, 3)).astype(np.uint8), (width, height))
+    Image.fromarray(picture).save(path)
+    return picture
+
+
+def agree(labels: np.ndarray, expected: np.ndarray, share: float = 0.999) -> bool:
+    """Whether two label maps are the same but where rounding decides, and not of one class."""
+    assert labels.shape == expected.shape and len(np.unique(expected)) > 1
+    return (labels == expected).mean() >= share
+
+
+@pytest.mark.parametrize("mode", ALONE)
+def test_the_file_needs_no_config(trained, folder_data, tmp_path, mode):
+    """The config of the training, its palette and its way of inference are in the file."""
+    picture = random_photo(tmp_path / "photo.png")
+    palette = "dataloader.test.0.dataset.palette=[[9,8,7],[0,255,0],[1,2,3]]"
+    settings = [*ALONE[mode], palette]
+    export.main(["--weights", str(trained), "--output", str(tmp_path / "model.onnx"), *settings])
+    expected = Segmenter(trained, overrides=settings)(picture)
+    alone = Segmenter(tmp_path / "model.onnx")
+    found = alone(picture)
+    assert agree(found.labels, expected.labels)
+    assert found.classes == expected.classes == list(CLASSES)
+    assert found.palette == expected.palette == [(9, 8, 7), (0, 255, 0), (1, 2, 3)]
+    assert alone.prediction.trained_on == (64, 64)
+    (tmp_path / "expected").mkdir()
+    expected.save(tmp_path / "expected", "photo")
+    arguments = ["--weights", str(tmp_path / "model.onnx"), "--output", str(tmp_path / "tool")]
+    assert predict.main([*arguments, str(tmp_path / "photo.png")]) == 0
+    colours = [cv2.imread(str(tmp_path / it / "photo_colors.png")) for it in ("expected", "tool")]
+    assert (colours[0] == colours[1]).all(-1).mean() > 0.999
+
+
+def test_overrides_go_over_what_is_in_the_file(trained, tmp_path):
+    picture = random_photo(tmp_path / "photo.png")
+    file = str(tmp_path / "model.onnx")
+    export.main(["--weights", str(trained), "--output", file, *RESIZED])
+    found = Segmenter(file, overrides=["inference.resize=null", "inference.divisor=1"])
+    assert agree(found(picture).labels, Segmenter(trained)(picture).labels)
+    with pytest.raises(InputError, match="inference.scales"):
+        Segmenter(file, overrides=["inference.scales=[0]"])
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"channel_order": "BGR"}, "channel_order is 'BGR': expected 'RGB'"),
+        ({"layout": "NHWC"}, "layout is 'NHWC': expected 'NCHW'"),
+        ({"value_range": [0, 1]}, "value_range is .* expected .0, 255"),
+        ({"palette": [[0, 0, 256]]}, "palette is no list of .red, green, blue."),
+        ({"palette": [[0, 0, 0]]}, "has 3 classes, .* names 1 colours"),
+        ({"std": [1, 0, 1]}, "std is no list of numbers above 0"),
+        ({"size": [64]}, "size is no .height, width. or number of pixels"),
+        ({"inference": {"crop_size": 5}}, "inference is no settings of crop_size, "),
+        ({"inference": {"train": 5}}, "inference is no settings of"),
+        ({"inference": {"scales": [1e9]}}, "inference is no settings of"),
+        ({"inference": {"stride": [9, 9]}}, "inference.stride=.* without inference.crop_size"),
+        ({"trained_on": [True, 5]}, "trained_on is no .height, width."),
+    ],
+)
+def test_metadata_that_makes_no_sense(model_onnx, tmp_path, change, words):
+    graph = onnx.load(str(model_onnx))
+    values = metadata_of(graph) | change
+    onnx.helper.set_model_props(graph, {key: json.dumps(it) for key, it in values.items()})
+    onnx.save(graph, str(tmp_path / "model.onnx"))
+    with pytest.raises(InputError, match=words):
+        Segmenter(tmp_path / "model.onnx")
+
+
+def test_images_are_not_scaled_beyond_all_bounds(model_onnx, tmp_path, monkeypatch):
+    monkeypatch.setenv("SEGFORMER_IMAGE_PIXELS", "40000")
+    large = Segmenter(model_onnx, overrides=["inference.scales=[4.0]"])
+    with pytest.raises(InputError, match="scales it to 256x256, more than 40,000 pixels"):
+        large(np.zeros((64, 64, 3), np.uint8))
+
+
+def test_a_file_of_an_earlier_version(model_onnx, tmp_path):
+    """It has classes, mean and std alone."""
+    picture = random_photo(tmp_path / "photo.png")
+    graph = onnx.load(str(model_onnx))
+    kept = {key: json.dumps(metadata_of(graph)[key]) for key in ("classes", "mean", "std")}
+    onnx.helper.set_model_props(graph, kept)
+    onnx.save(graph, str(tmp_path / "old.onnx"))
+    labels = Segmenter(tmp_path / "old.onnx")(picture).labels
+    np.testing.assert_array_equal(labels, Segmenter(model_onnx)(picture).labels)
+
+
+# What the documentation shows; it runs in a folder with model.onnx and photo.png.
+ONNXRUNTIME_ALONE = """
+import json
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+session = onnxruntime.InferenceSession("model.onnx")
+about = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
+image = Image.open("photo.png").convert("RGB")
+values = (np.asarray(image) - np.array(about["mean"])) / about["std"]
+values = values.transpose(2, 0, 1)[None].astype(np.float32)  # (1, 3, height, width)
+(logits,) = session.run(["prediction_scores"], {"images": values})
+scores = [Image.fromarray(one).resize(image.size, Image.BILINEAR) for one in logits[0]]
+labels = np.argmax([np.asarray(one) for one in scores], axis=0)  # indices of about["classes"]
+Image.fromarray(np.array(about["palette"], np.uint8)[labels]).save("colors.png")
+"""
+
+PIPELINE = """
+import numpy as np
+from transformers import pipeline
+
+segment = pipeline("image-segmentation", "huggingface")
+index = segment.model.config.label2id
+labels = np.zeros(0)
+for part in segment("photo.png"):
+    mask = np.asarray(part["mask"]) > 0  # (height, width), of the class part["label"]
+    labels = np.where(mask, index[part["label"]], labels if labels.size else 255)
+"""
+
+
+@pytest.mark.parametrize("arg_max", [False, True], ids=["logits", "labels"])
+def test_onnx_runtime_alone(trained, tmp_path, monkeypatch, arg_max):
+    picture = random_photo(tmp_path / "photo.png", 93, 131)
+    expected = Segmenter(trained)(picture)
+    monkeypatch.chdir(tmp_path)
+    export.main(["--weights", str(trained), "--output", "model.onnx", *(["--arg-max"] * arg_max)])
+    text = ONNXRUNTIME_ALONE
+    if arg_max:
+        start, end = text.index("(logits,)"), text.index("Image.fromarray(np.array")
+        line = '((labels,),) = session.run(["labels"], {"images": values})\n'
+        text = text[:start] + line + text[end:]
+    names = {}
+    exec(text, names)
+    assert agree(names["labels"], expected.labels)
+    colours = np.asarray(Image.open("colors.png"))
+    np.testing.assert_array_equal(colours, np.array(expected.palette)[names["labels"]])
+
+
+@pytest.mark.slow
+def test_pipeline_of_transformers(trained, tmp_path, monkeypatch):
+    picture = random_photo(tmp_path / "photo.png", 93, 131)
+    expected = Segmenter(trained)(picture)
+    monkeypatch.chdir(tmp_path)
+    source = str(trained / "model_best")
+    convert_weights.main(["--from", source, "--to", "huggingface", "--output", "huggingface"])
+    names = {}
+    exec(PIPELINE, names)
+    assert agree(names["labels"], expected.labels)
+
+
+# --- float16, and one size ----------------------------------------------------------------------
+
+
+def test_half(trained, tmp_path, capsys):
+    """All weights are float16, images and logits float32, nearly all labels the same."""
+    picture = random_photo(tmp_path / "photo.png")
+    for name, form in (("single", []), ("half", ["--half"])):
+        export.main(["--weights", str(trained), "--output", f"{tmp_path}/{name}.onnx", *form])
+    told = capsys.readouterr().out
+    assert "in float16 they differ by" in told and "% have the same class" in told
+    single, half = (onnx.load(f"{tmp_path}/{name}.onnx") for name in ("single", "half"))
+    kinds = [
+        {it.data_type for it in graph.graph.initializer} - {onnx.TensorProto.INT64}
+        for graph in (single, half)
+    ]
+    assert kinds == [{onnx.TensorProto.FLOAT}, {onnx.TensorProto.FLOAT16}]
+    for value in (*half.graph.input, *half.graph.output):
+        assert value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    results = [Segmenter(f"{tmp_path}/{name}.onnx")(picture) for name in ("single", "half")]
+    assert agree(results[1].labels, results[0].labels, 0.99)
+    difference = np.abs(results[1].probabilities - results[0].probabilities).max()
+    assert 1e-6 < difference < 0.05
+
+
+def test_half_of_weights_beyond_its_range():
+    model = random_model(**BLOCKS)
+    assign(model.head.linear_pred.bias, np.full(3, 1e5))
+    graph = to_onnx(model)
+    with pytest.raises(InputError, match="in float16 the logits differ by .* leave out --half"):
+        onnx_export.compare_half(graph, to_half(graph), 3)
+
+
+@pytest.mark.parametrize("form", [[], ["--half"]], ids=["single", "half"])
+def test_one_size(trained, tmp_path, form):
+    """All shapes are known, nothing loops, and images are scaled to the size."""
+    picture = random_photo(tmp_path / "photo.png")
+    file = str(tmp_path / "model.onnx")
+    export.main(["--weights", str(trained), "--output", file, "--size", "64", "96", *form])
+    graph = onnx.load(file)
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*graph.graph.input, *graph.graph.output, *graph.graph.value_info)
+    }
+    assert shapes["images"] == [1, 3, 64, 96] and shapes["prediction_scores"] == [1, 3, 16, 24]
+    assert all(all(shape) for shape in shapes.values() if shape)
+    assert "Scan" not in {node.op_type for node in graph.graph.node}
+    assert metadata_of(graph)["size"] == [64, 96]
+    scaled = np.asarray(Image.fromarray(picture).resize((96, 64), Image.BILINEAR))
+    logits = Segmenter(trained)(scaled).probabilities.transpose(2, 0, 1)
+    expected = [np.asarray(Image.fromarray(it).resize((130, 90), Image.BILINEAR)) for it in logits]
+    segmenter = Segmenter(file)
+    found = list(segmenter([picture, picture]))
+    assert agree(found[0].labels, np.argmax(expected, 0), 0.97)
+    np.testing.assert_array_equal(found[0].labels, found[1].labels)
+    with pytest.raises(InputError, match="exported with --size 64 96 and takes no image of 32x48"):
+        Segmenter(file, overrides=["inference.scales=[0.5]"])(picture)
+
+
+def test_windows_of_one_size(trained, tmp_path):
+    picture = random_photo(tmp_path / "photo.png")
+    windows = ["inference.crop_size=[64,64]", "inference.stride=[32,48]"]
+    file = str(tmp_path / "model.onnx")
+    export.main(["--weights", str(trained), "--output", file, "--size", "64", "64", *windows])
+    expected = Segmenter(trained, overrides=windows)(picture)
+    assert agree(Segmenter(file)(picture).labels, expected.labels)
+    with pytest.raises(InputError, match="takes no image of 40x64"):
+        Segmenter(file)(picture[:40])
+
+
+@pytest.mark.parametrize(
+    "form, words",
+    [
+        (["--half", "--int8"], "--int8 and --half are two forms"),
+        (["--size", "64", "16"], "--size 64 16: expected height and width, 32 or more each"),
+        (["--size", "99999", "99999"], "--size 99999 99999: expected .* pixels"),
+        (["--size", "64", "64", "inference.scales=[1.0,2.0]"], "--size 64 64 and inference.scales"),
+        (
+            ["--size", "64", "64", "inference.crop_size=[64,96]"],
+            "--size 64 64 and windows of inference.crop_size=.64, 96.: set that to .64,64.",
+        ),
+    ],
+)
+def test_forms_that_do_not_go_together(weights, tmp_path, form, words):
+    with pytest.raises(InputError, match=words):
+        export.main(["--weights", str(weights), "--output", str(tmp_path / "model.onnx"), *form])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("sides", [[2, 64, 96], [1, 64, 8], [1, 2**20, 2**20], [0, 64, 64]])
+def test_other_fixed_sizes_are_refused(model_onnx, sides):
+    graph = onnx.load(str(model_onnx))
+    axes = graph.graph.input[0].type.tensor_type.shape.dim
+    for axis, side in zip((0, 2, 3), sides):
+        axes[axis].dim_value = side
+    with pytest.raises(InputError, match="images has fixed sizes that are not of one image"):
+        OnnxModel(graph.SerializeToString())
+
+
+def test_what_is_of_no_map_is_refused(model_onnx):
+    """ONNX Runtime would compute it, of whatever size, as soon as it has read the file."""
+    graph = onnx.load(str(model_onnx))
+    for node in (
+        onnx.helper.make_node("MatMul", ["gelu.one", "head.batch.Shape"], ["huge"], "huge"),
+        onnx.helper.make_node(
+            "Resize", ["gelu.one", "", "", "head.sizes.Concat"], ["huge"], "huge", mode="nearest"
+        ),
+    ):
+        wrong = onnx.ModelProto.FromString(graph.SerializeToString())
+        wrong.graph.node.append(node)
+        with pytest.raises(InputError, match=f"it has {node.op_type} huge in it"):
+            OnnxModel(wrong.SerializeToString())
+
+
 # --- errors -------------------------------------------------------------------------------------
 
 
 def test_a_graph_that_differs_is_not_written(weights, folder_data, tmp_path, monkeypatch):
-    def wrong(*arguments):
-        graph = to_onnx(*arguments)
+    def wrong(*arguments, **settings):
+        graph = to_onnx(*arguments, **settings)
         (bias,) = (x for x in graph.graph.initializer if x.name == "head.linear_pred.bias")
         shifted = onnx.numpy_helper.to_array(bias) + np.float32(1e-3)
         bias.CopyFrom(onnx.numpy_helper.from_array(shifted, bias.name))
         return graph
 
-    monkeypatch.setattr(export, "to_onnx", wrong)
+    monkeypatch.setattr(onnx_export, "to_onnx", wrong)
     with pytest.raises(InputError, match=r"differ from OneFlow's by 1\.0e-03, more than 0\.0001"):
         export_tool(weights, folder_data, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())

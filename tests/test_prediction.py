@@ -18,12 +18,8 @@ from projects.SegFormer.evaluation import prediction as module
 from projects.SegFormer.evaluation import segmenter
 from projects.SegFormer.evaluation.prediction import disagreements, prediction_of
 from projects.SegFormer.evaluation.result_files import ResultFiles, check_folder
-from projects.SegFormer.model_utils.beside_weights import (
-    Beside,
-    Scaled,
-    beside_onnx,
-    beside_weights,
-)
+from projects.SegFormer.model_utils.beside_weights import Beside, Scaled, beside_weights
+from projects.SegFormer.model_utils.onnx_metadata import beside_onnx
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.tools import export, predict
 from projects.SegFormer.tools.predict import find_images, is_override

@@ -158,7 +158,7 @@ def class_names(settings: dict) -> list[str]:
 def export_ours(folder: Path, settings: dict) -> None:
     """ours.onnx, as tools/export.py makes it."""
     model = SegFLoaderHuggerFace(SegformerForSemanticSegmentation, {}, str(folder / "model")).load()
-    proto = to_onnx(model, class_names(settings), IMAGENET_MEAN, IMAGENET_STD)
+    proto = to_onnx(model)
     onnx.save(proto, folder / "ours.onnx")
 
 

@@ -241,9 +241,7 @@ def make_originals(folder: Path) -> None:
     torch.save(content, folder / "training.pth")
     torch.save(content, folder / "legacy.pth", _use_new_zipfile_serialization=False)
 
-    (folder / "model.onnx").write_bytes(
-        to_onnx(model, classes, [0.0] * 3, [1.0] * 3).SerializeToString()
-    )
+    (folder / "model.onnx").write_bytes(to_onnx(model).SerializeToString())
     checkpointer = training(folder / "run")
     for _ in range(2):
         step(checkpointer)
