@@ -21,16 +21,7 @@ def load_config(file: str, overrides: list[str] | None = None) -> DictConfig:
 
     Raises InputError: no such file or not a config, or as `complete`.
     """
-    if not os.path.isfile(file):
-        raise InputError(f"no config file {file}")
-    if file.endswith((".yaml", ".yml")):
-        config = load_yaml(file)
-    else:
-        try:
-            config = LazyConfig.load(file)
-        except (SyntaxError, ImportError, ValueError) as error:
-            raise InputError(f"cannot load the config {file}: {error}") from error
-    return complete(config, overrides or [], file)
+    return complete(_loaded(file), overrides or [], file)
 
 
 def complete(config: DictConfig, overrides: list[str], file: str = "the config") -> DictConfig:
@@ -55,10 +46,7 @@ def complete(config: DictConfig, overrides: list[str], file: str = "the config")
     ):
         if not isinstance(OmegaConf.select(config, name), (DictConfig, ListConfig)):
             raise InputError(f"{file} is not a config to run: it has no `{name}`")
-    overrides = [
-        re.sub(r"^model_size=", "model_size.name=", re.sub(r"^cfg\.", "model.cfg.", override))
-        for override in overrides
-    ]
+    overrides = list(map(full_key, overrides))
     for override in overrides:
         key, _, written = override.partition("=")
         _check(config, override)
@@ -83,6 +71,30 @@ def complete(config: DictConfig, overrides: list[str], file: str = "the config")
         here = any(override.partition("=")[0] == written for override in overrides)
         raise InputError(str(error) if here else f"{file}: {error}") from error
     return config
+
+
+def file_values(file: str) -> DictConfig:
+    """The values that a config file itself has, in the order of `complete`, not checked."""
+    config = _loaded(file)
+    if "cfg" in config:
+        config.model.cfg = config.pop("cfg")
+    return config
+
+
+def full_key(override: str) -> str:
+    """An override with the whole name of its key."""
+    return re.sub(r"^model_size=", "model_size.name=", re.sub(r"^cfg\.", "model.cfg.", override))
+
+
+def _loaded(file: str) -> DictConfig:
+    if not os.path.isfile(file):
+        raise InputError(f"no config file {file}")
+    if file.endswith((".yaml", ".yml")):
+        return load_yaml(file)
+    try:
+        return LazyConfig.load(file)
+    except (SyntaxError, ImportError, ValueError) as error:
+        raise InputError(f"cannot load the config {file}: {error}") from error
 
 
 def _path_as_written(text: str):

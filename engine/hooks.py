@@ -24,6 +24,7 @@ from projects.SegFormer.engine.checkpoint import BEST, Checkpointer, read_record
 from projects.SegFormer.engine.ema import WeightAverage
 from projects.SegFormer.engine.json_lines import is_number
 from projects.SegFormer.engine.ranks import from_main, on_all_ranks
+from projects.SegFormer.engine.report import Report
 from projects.SegFormer.engine.writers import JsonWriter
 from projects.SegFormer.modeling.files import reason
 
@@ -155,6 +156,7 @@ class Evaluation(HookBase):
         evaluate: gives scores by name, the same on all ranks.
         best: takes one of them.
         writers: on the main rank; one is a JsonWriter.
+        report: the main rank's, which is brought up to date.
     """
 
     def __init__(
@@ -163,8 +165,10 @@ class Evaluation(HookBase):
         period: int,
         best: BestCheckpointer,
         writers: list[EventWriter],
+        report: Report | None = None,
     ):
         self.evaluate, self.period, self.best, self.writers = evaluate, period, best, writers
+        self.report = report
 
     def before_train(self):
         done = self.trainer.start_iter
@@ -196,6 +200,8 @@ class Evaluation(HookBase):
         self.best.keep_if_best(scores[self.best.metric], done - 1)
         for writer in self.writers:
             writer.write_scalars(done, scores)
+        if self.report:
+            self.report.update(done)
 
 
 class UpdateAverage(HookBase):

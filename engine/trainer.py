@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 
@@ -24,6 +25,7 @@ from projects.SegFormer.engine.ema import WeightAverage
 from projects.SegFormer.engine.optim import clip_gradients
 from projects.SegFormer.engine.parallel import log_shares
 from projects.SegFormer.engine.ranks import from_main, on_main_rank
+from projects.SegFormer.engine.report import Report
 from projects.SegFormer.engine.stopping import Stopped, Stopping
 from projects.SegFormer.engine.watchdog import LIMIT, Watchdog
 from projects.SegFormer.engine.writers import JsonWriter, LogWriter, TensorBoardWriter
@@ -54,10 +56,12 @@ class SegformerTrainer(DefaultTrainer):
 
     Args:
         cfg: a config as engine.config.load_config gives it.
+        source: the file of the config and the overrides, for the report.
     Raises InputError for a config that cannot be run.
     """
 
-    def __init__(self, cfg):
+    def __init__(self, cfg, source: tuple[str, Sequence[str]] | None = None):
+        self._source = source
         for setting in ("amp", "activation_checkpoint", "zero_optimization"):
             if cfg.train[setting].enabled and not cfg.graph.enabled:
                 raise InputError(
@@ -160,6 +164,7 @@ class SegformerTrainer(DefaultTrainer):
             path, iteration = self._resumed_from
             self._saves.saved = os.path.basename(path), iteration
         writers = self.build_writers() if dist.is_main_process() else []
+        report = Report(self.cfg, self._source, writers[-1]) if writers else None
         built = [
             libai_hooks.IterationTimer(),
             libai_hooks.LRScheduler(),
@@ -167,11 +172,13 @@ class SegformerTrainer(DefaultTrainer):
             hooks.WriteScalars(writers, train.log_period),
             hooks.ProgressBar() if hooks.shows_progress() else None,
             self._saves,
+            report,
         ]
         if train.evaluation.enabled:
             period = whole_steps(train.evaluation.eval_period)
             best = hooks.BestCheckpointer(self.checkpointer, self._metric())
-            built.append(hooks.Evaluation(self._evaluate_and_write, period, best, writers))
+            evaluate = self._evaluate_and_write
+            built.append(hooks.Evaluation(evaluate, period, best, writers, report))
         return [*built, hooks.StopTogether(step_length)]
 
     def build_writers(self):

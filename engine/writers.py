@@ -9,13 +9,16 @@ import struct
 import time
 from pathlib import Path
 
+import numpy as np
 from libai.utils.events import EventWriter, get_event_storage
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
 from tensorboardX.summary import scalar
 
 from projects.SegFormer.engine.appended_file import AppendedFile
 from projects.SegFormer.engine.json_lines import LINE_BYTES, parse_line
+from projects.SegFormer.evaluation.report.pictures import encoded
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.files import finite, reason
 
@@ -129,8 +132,22 @@ class TensorBoardWriter(EventWriter):
 
     def write_scalars(self, iteration: int, scalars: dict[str, float]) -> None:
         for name, value in scalars.items():
-            event = Event(wall_time=time.time(), step=iteration, summary=scalar(name, value))
-            self._file.add(_event_record(event))
+            self._add(iteration, scalar(name, value))
+
+    def write_pictures(self, iteration: int, pictures: dict[str, np.ndarray]) -> None:
+        """Pictures (H, W, 3) of RGB by name; TensorBoard has a slider over their iterations."""
+        for name, picture in pictures.items():
+            image = Summary.Image(
+                height=picture.shape[0],
+                width=picture.shape[1],
+                colorspace=picture.shape[2],
+                encoded_image_string=encoded(picture, "png"),
+            )
+            self._add(iteration, Summary(value=[Summary.Value(tag=name, image=image)]))
+
+    def _add(self, iteration: int, summary: Summary) -> None:
+        event = Event(wall_time=time.time(), step=iteration, summary=summary)
+        self._file.add(_event_record(event))
 
 
 def _event_record(event: Event) -> bytes:

@@ -18,10 +18,13 @@ from projects.SegFormer.dataset.sampler import Draw
 from projects.SegFormer.evaluation.accuracy import AccuracyEvaluator
 from projects.SegFormer.evaluation.boundary_iou import BoundaryIoUEvaluator
 from projects.SegFormer.evaluation.inference import Inference, local_part
-from projects.SegFormer.evaluation.mean_iou import MeanIoUEvaluator
+from projects.SegFormer.evaluation.mean_iou import MeanIoUEvaluator, mean_iou
+from projects.SegFormer.evaluation.report.pictures import SHOWN, draw_picture
+from projects.SegFormer.evaluation.report.record import Evaluated, write_record
 from projects.SegFormer.evaluation.result_files import ResultFiles
-from projects.SegFormer.evaluation.worst_images import WorstImages
+from projects.SegFormer.evaluation.worst_images import Entry, LowestScores, draw_sheet
 from projects.SegFormer.modeling.errors import InputError
+from projects.SegFormer.modeling.files import reason
 
 logger = logging.getLogger("libai." + __name__)
 
@@ -54,8 +57,9 @@ def evaluate_segmentation(
         inference: how images go through the model.
         max_batches: stop after that many.
         boundary_iou: whether to count boundaries as well.
-        worst_images: draw that many images of lowest mIoU to `output_dir`/worst_images.png. That
-            it cannot be written is logged.
+        worst_images: draw that many images of lowest mIoU to `output_dir`/worst_images.png.
+        output_dir: gets what the report is made of (`write_record`); "" for nowhere. That something
+            cannot be written there is logged.
         after_batch: is called after each batch, on all ranks alike.
     Returns:
         see evaluation.mean_iou.scores, and boundary_iou.
@@ -67,25 +71,23 @@ def evaluate_segmentation(
     evaluators = [MeanIoUEvaluator(dataset.classes, model.ignore_index, dataset.categories)]
     if boundary_iou:
         evaluators.append(BoundaryIoUEvaluator(dataset.classes, model.ignore_index))
-    worst = WorstImages(dataset, worst_images)
+    worst = LowestScores(max(worst_images, SHOWN))
+    # The same images in every training on these data: their places in a shuffle are their scores.
+    samples, places = LowestScores(SHOWN), np.random.default_rng(0).permutation(len(dataset))
     predict = partial(inference, model)
     for index, prediction, label in _samples(
         model, loader, predict, inference, max_batches, after_batch
     ):
-        for evaluator in evaluators:
-            evaluator.update(prediction, label)
-        if worst_images:
-            worst.update(index, prediction, label)
+        counts, *_ = [evaluator.update(prediction, label) for evaluator in evaluators]
+        worst.update(mean_iou(counts), index, prediction)
+        samples.update(int(places[index]), index, prediction)
     result = _summed(evaluators)
-    if worst_images:
-        entries = sorted(_from_all_ranks(worst.entries()), key=lambda entry: entry[:2])
-        if entries and dist.is_main_process():
-            path = os.path.join(output_dir, "worst_images.png")
-            try:
-                worst.draw(path, entries[:worst_images])
-                logger.info(f"The images of lowest mIoU are in {path}")
-            except Exception as error:  # a sheet is not worth a training
-                logger.error(f"could not draw {path}: {error}")
+    found = {"samples": _of_all_ranks(samples), "worst": _of_all_ranks(worst)}
+    if output_dir and dist.is_main_process():
+        try:  # pictures are not worth a training
+            _write_pictures(output_dir, dataset, evaluators[0].counts, found, worst_images)
+        except Exception as error:
+            logger.error(f"could not draw pictures in {output_dir}: {reason(error)}")
     return result
 
 
@@ -223,6 +225,19 @@ def _check_sizes(dataset, draws: list[Draw], sizes: list, found: tuple, inferenc
             )
 
 
+def _write_pictures(folder: str, dataset, counts, found: dict[str, list[Entry]], count: int):
+    """The record for the report, and a sheet of the `count` worst images."""
+    if count and found["worst"]:
+        path = os.path.join(folder, "worst_images.png")
+        draw_sheet(path, dataset, found["worst"][:count])
+        logger.info(f"The images of lowest mIoU are in {path}")
+    pictures = {
+        kind: [draw_picture(dataset, index, prediction) for _, index, prediction in entries[:SHOWN]]
+        for kind, entries in found.items()
+    }
+    write_record(folder, Evaluated(dataset.classes, dataset.palette, counts, pictures))
+
+
 def _summed(evaluators: list) -> dict:
     """The figures of evaluators whose counts are those of all ranks."""
     result = {}
@@ -234,6 +249,14 @@ def _summed(evaluators: list) -> dict:
             evaluator.counts = parts.to_global(sbp=flow.sbp.broadcast).to_local().numpy()
         result |= evaluator.evaluate()
     return result
+
+
+def _of_all_ranks(kept: LowestScores) -> list[Entry]:
+    """The entries of lowest score of all ranks, on every rank; no other prediction travels."""
+    mine = kept.entries()
+    chosen = set(sorted(_from_all_ranks([entry[:2] for entry in mine]))[: kept.count])
+    found = _from_all_ranks([entry for entry in mine if entry[:2] in chosen])
+    return sorted(found, key=lambda entry: entry[:2])
 
 
 def _from_all_ranks(entries: list) -> list:

@@ -40,39 +40,50 @@ class MeanIoUEvaluator(DatasetEvaluator):
         size = len(self.classes)
         self.counts = np.zeros((size, size + 1), np.int64)
 
-    def update(self, prediction: np.ndarray, label: np.ndarray) -> None:
-        """Count one batch or one image.
-
-        Args:
-            prediction, label: integer arrays of equal shape, (N, H, W) or (H, W). Pixels whose
-                label is `ignore_index` count nowhere; whose prediction is, as a class missed.
-
-        Raises:
-            InputError: the shapes differ, or a pixel that counts is of no class.
-        """
-        if prediction.shape != label.shape:
-            raise InputError(
-                f"prediction of shape {prediction.shape} against labels of shape {label.shape}; "
-                "they must be equal: bring the logits to label size first"
-            )
-        counted = label != self.ignore_index
-        size = len(self.classes)
-        label = label[counted].astype(np.int64)
-        prediction = prediction[counted].astype(np.int64)
-        none = prediction == self.ignore_index
-        for name, values in (("label", label), ("prediction", prediction[~none])):
-            if values.size and (values.min() < 0 or values.max() >= size):
-                raise InputError(
-                    f"{name} values from {values.min()} to {values.max()}; "
-                    f"expected 0 to {size - 1} for the {size} classes"
-                )
-        prediction[none] = size
-        pairs = np.bincount(label * (size + 1) + prediction, minlength=size * (size + 1))
-        self.counts += pairs.reshape(size, size + 1)
+    def update(self, prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
+        """Count one batch or one image: its own counts. See `count`."""
+        found = count(prediction, label, len(self.classes), self.ignore_index)
+        self.counts += found
+        return found
 
     def evaluate(self) -> dict:
         """See `scores`."""
         return scores(self.counts, self.classes, self.categories)
+
+
+def count(prediction: np.ndarray, label: np.ndarray, classes: int, ignore_index: int) -> np.ndarray:
+    """The `counts` of a MeanIoUEvaluator of one batch or one image.
+
+    Args:
+        prediction, label: integer arrays of equal shape, (N, H, W) or (H, W). Pixels whose label is
+            `ignore_index` count nowhere; whose prediction is, as a class missed.
+
+    Raises:
+        InputError: the shapes differ, or a pixel that counts is of no class.
+    """
+    if prediction.shape != label.shape:
+        raise InputError(
+            f"prediction of shape {prediction.shape} against labels of shape {label.shape}; "
+            "they must be equal: bring the logits to label size first"
+        )
+    counted = label != ignore_index
+    label = label[counted].astype(np.int64)
+    prediction = prediction[counted].astype(np.int64)
+    none = prediction == ignore_index
+    for name, values in (("label", label), ("prediction", prediction[~none])):
+        if values.size and (values.min() < 0 or values.max() >= classes):
+            raise InputError(
+                f"{name} values from {values.min()} to {values.max()}; "
+                f"expected 0 to {classes - 1} for the {classes} classes"
+            )
+    prediction[none] = classes
+    pairs = np.bincount(label * (classes + 1) + prediction, minlength=classes * (classes + 1))
+    return pairs.reshape(classes, classes + 1)
+
+
+def mean_iou(counts: np.ndarray) -> float:
+    """The "mIoU" of `scores`."""
+    return mean(_iou(counts))
 
 
 def scores(

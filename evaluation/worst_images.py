@@ -9,58 +9,61 @@ import numpy as np
 
 from projects.SegFormer.dataset.image_files import as_rgb
 from projects.SegFormer.dataset.transforms import IGNORE_INDEX
-from projects.SegFormer.evaluation.mean_iou import MeanIoUEvaluator
 from projects.SegFormer.evaluation.pictures import write_png
 from projects.SegFormer.evaluation.visualize import captioned, colorize, contact_sheet
 
 TILE = (240, 360)  # height, width that each picture is made to fit in
+WRONG = (255, 60, 60)  # colour of wrong pixels
+
+Entry = tuple[float, int, np.ndarray]  # score, index in the data set, prediction (H, W)
 
 
-class WorstImages:
-    """Keeps the `count` images of lowest mIoU, each by itself, and draws them.
+class LowestScores:
+    """Keeps the predictions of the `count` images of lowest score."""
 
-    Args:
-        dataset: a SegmentationDataset.
-        count: how many to keep.
-    """
+    def __init__(self, count: int):
+        self.count = count
+        self._kept = []  # a heap of (-score, -index, prediction), the highest kept on top
 
-    def __init__(self, dataset, count: int):
-        self.dataset, self.count = dataset, count
-        self._kept = []  # a heap of (-mIoU, -index, prediction), the best of the worst on top
-
-    def update(self, index: int, prediction: np.ndarray, label: np.ndarray) -> None:
-        """Look at image `index`, maps (H, W); one without a labelled pixel is passed over."""
-        evaluator = MeanIoUEvaluator(self.dataset.classes, self.dataset.ignore_index)
-        evaluator.update(prediction, label)
-        score = evaluator.evaluate()["mIoU"]
-        if np.isnan(score):
+    def update(self, score: float, index: int, prediction: np.ndarray) -> None:
+        """Look at image `index`; one whose score is NaN is passed over."""
+        if np.isnan(score) or not self.count:
             return
-        heapq.heappush(self._kept, (-score, -index, prediction.astype(np.uint8)))
+        if len(self._kept) < self.count or (-score, -index) > self._kept[0][:2]:
+            heapq.heappush(self._kept, (-score, -index, prediction.astype(np.uint8)))
         if len(self._kept) > self.count:
             heapq.heappop(self._kept)
 
-    def entries(self) -> list[tuple[float, int, np.ndarray]]:
-        """(mIoU, index, prediction) of the images kept, the worst first, of equals the earlier."""
+    def entries(self) -> list[Entry]:
+        """Of the images kept, the lowest first, of equals the earlier."""
         return [
             (-score, -index, prediction) for score, index, prediction in sorted(self._kept)[::-1]
         ]
 
-    def draw(self, path: str | Path, entries: Sequence[tuple[float, int, np.ndarray]]) -> None:
-        """Write a sheet with a row for each entry: image, label, prediction, wrong pixels."""
-        rows = []
-        for score, index, prediction in entries:
-            image, label = self.dataset.load(index)
-            image = as_rgb(image)
-            wrong = image // 3
-            wrong[(label != prediction) & (label != IGNORE_INDEX)] = (255, 60, 60)
-            palette = self.dataset.palette
-            pictures = (image, colorize(label, palette), colorize(prediction, palette), wrong)
-            row = [_fit(picture) for picture in pictures]
-            name = f"{score:.1f}%  {Path(self.dataset.images[index]).stem}"
-            row[0] = captioned(row[0], name)
-            rows.append(row)
-        sheet = contact_sheet(rows, ("image, its mIoU", "label", "prediction", "wrong pixels"))
-        write_png(path, sheet)
+
+def draw_sheet(path: str | Path, dataset, entries: Sequence[Entry]) -> None:
+    """Write a sheet with a row for each entry: image, label, prediction, wrong pixels.
+
+    The score of an entry is its mIoU.
+    """
+    rows = []
+    for score, index, prediction in entries:
+        image, label = dataset.load(index)
+        image = as_rgb(image)
+        colours = (colorize(it, dataset.palette) for it in (label, prediction))
+        row = [image, *colours, wrong_pixels(image, label, prediction)]
+        row = [_fit(picture) for picture in row]
+        row[0] = captioned(row[0], f"{score:.1f}%  {Path(dataset.images[index]).stem}")
+        rows.append(row)
+    sheet = contact_sheet(rows, ("image, its mIoU", "label", "prediction", "wrong pixels"))
+    write_png(path, sheet)
+
+
+def wrong_pixels(image: np.ndarray, label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """The image (H, W, 3) darkened, with its wrong pixels in one bright colour."""
+    picture = image // 3
+    picture[(label != prediction) & (label != IGNORE_INDEX)] = WRONG
+    return picture
 
 
 def _fit(picture: np.ndarray) -> np.ndarray:

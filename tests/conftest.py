@@ -158,6 +158,7 @@ def tensorboard_scalars(folder: Path) -> dict[tuple[str, int], float]:
         (value.tag, event.step): value.simple_value
         for event in tensorboard_events(folder)
         for value in event.summary.value
+        if value.HasField("simple_value")
     }
 
 

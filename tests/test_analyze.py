@@ -9,9 +9,11 @@ import pytest
 from test_writers import write_all
 
 from conftest import error_line, run_tool
+from projects.SegFormer.engine.metrics import read_metrics, smooth
 from projects.SegFormer.engine.writers import JsonWriter
+from projects.SegFormer.evaluation.report.curves import draw
 from projects.SegFormer.modeling.errors import InputError
-from projects.SegFormer.tools.analyze import draw, main, read_metrics, smooth
+from projects.SegFormer.tools.analyze import main
 
 
 def write(path, records, end: str = ""):

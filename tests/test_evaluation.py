@@ -3,7 +3,6 @@
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -16,8 +15,10 @@ from conftest import CLASSES, CONFIG, TINY_MODEL, run_tool, tiny_run
 from data_files import raises_line, save
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.evaluation.boundary_iou import BoundaryIoUEvaluator
+from projects.SegFormer.evaluation.mean_iou import MeanIoUEvaluator
+from projects.SegFormer.evaluation.mean_iou import mean_iou as miou
 from projects.SegFormer.evaluation.result_files import ResultFiles
-from projects.SegFormer.evaluation.worst_images import WorstImages
+from projects.SegFormer.evaluation.worst_images import LowestScores
 from projects.SegFormer.model_utils.model_weights import state_of
 from projects.SegFormer.model_utils.segf_loader import fill_model
 from projects.SegFormer.tools.train_net import weight_paths
@@ -121,9 +122,10 @@ def test_worst_images_are_those_of_lowest_miou(count):
     expected = sorted(scores, key=lambda index: (scores[index], index))[:count]
 
     def entries_of(indices) -> list:
-        worst = WorstImages(SimpleNamespace(classes=["a", "b"], ignore_index=255), count)
+        worst = LowestScores(count)
         for index in indices:
-            worst.update(index, predictions[index], labels[index])
+            found = MeanIoUEvaluator(["a", "b"]).update(predictions[index], labels[index])
+            worst.update(miou(found), index, predictions[index])
         return worst.entries()
 
     for entries in (

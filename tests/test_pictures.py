@@ -13,7 +13,7 @@ from data_files import noise, raises_line, save
 from projects.SegFormer.dataset.folder import SegmentationFolder
 from projects.SegFormer.evaluation.pictures import write_png
 from projects.SegFormer.evaluation.result_files import ResultFiles
-from projects.SegFormer.evaluation.worst_images import WorstImages
+from projects.SegFormer.evaluation.worst_images import draw_sheet
 from projects.SegFormer.modeling.errors import InputError
 
 NAMES = [os.fsdecode(name) for name in (b"caf\xe9", b"\xff\xfe", "日本 😀".encode(), b"a\nb", b"a")]
@@ -66,13 +66,13 @@ def test_worst_images(tmp_path):
         save(noise(), tmp_path / f"images/val/{name}.png")
         save(np.zeros((24, 32), np.uint8), tmp_path / f"annotations/val/{name}.png")
     dataset = SegmentationFolder(tmp_path, "val", ["one", "two"], [])
-    worst = WorstImages(dataset, len(NAMES))
+    entries = []
     for index in range(len(NAMES)):
         prediction = np.zeros((24, 32), np.uint8)
         prediction[: index + 1] = 1
-        worst.update(index, prediction, dataset.load(index)[1])
+        entries.append((50.0, index, prediction))
     path = tmp_path / f"{NAMES[0]}.png"
-    worst.draw(path, worst.entries())
+    draw_sheet(path, dataset, entries)
     sheet = np.asarray(Image.open(path))
     assert (sheet == (255, 60, 60)).all(-1).any()
 

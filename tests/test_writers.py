@@ -14,9 +14,9 @@ from conftest import tensorboard_events, tensorboard_scalars
 from projects.SegFormer.engine import appended_file
 from projects.SegFormer.engine.appended_file import AppendedFile
 from projects.SegFormer.engine.log import ConsoleHandler, LogFile
+from projects.SegFormer.engine.metrics import read_metrics
 from projects.SegFormer.engine.writers import JsonWriter, LogWriter, TensorBoardWriter
 from projects.SegFormer.modeling.errors import InputError
-from projects.SegFormer.tools.analyze import read_metrics
 
 
 def write_all(writers, log_period: int, start: int = 0, stop: int = 9) -> None:

@@ -30,9 +30,11 @@ from projects.SegFormer.engine.libai_mends import mend_libai
 from projects.SegFormer.engine.output_folder import claim
 from projects.SegFormer.engine.parallel import plan_ranks
 from projects.SegFormer.engine.ranks import on_all_ranks
+from projects.SegFormer.engine.report import logged_failure
 from projects.SegFormer.engine.stopping import Stopped, Stopping
 from projects.SegFormer.engine.trainer import SegformerTrainer
 from projects.SegFormer.engine.watchdog import LIMIT, Watchdog
+from projects.SegFormer.evaluation.report.page import write_report
 from projects.SegFormer.model_utils.segf_loader import fill_model
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.files import write_json
@@ -62,15 +64,18 @@ def main(arguments: list[str]) -> None:
     if args.eval_only or args.format_only:
         evaluate_only(cfg, args.format_only)
     else:
-        SegformerTrainer(cfg).train()
+        SegformerTrainer(cfg, (args.config_file, overrides_of(args))).train()
 
 
 def configure(args, processes: int) -> DictConfig:
     """The config that the arguments describe, for this many processes. Raises InputError."""
-    overrides = [*args.opts, *(FAST_DEV_RUN if args.fast_dev_run else ())]
-    cfg = load_config(args.config_file, overrides)
+    cfg = load_config(args.config_file, overrides_of(args))
     plan_ranks(cfg, processes)
     return cfg
+
+
+def overrides_of(args) -> list[str]:
+    return [*args.opts, *(FAST_DEV_RUN if args.fast_dev_run else ())]
 
 
 def evaluate_only(cfg, format_only: bool) -> None:
@@ -108,6 +113,9 @@ def evaluate_only(cfg, format_only: bool) -> None:
     if len(results) > 1 and dist.is_main_process():
         write_json(os.path.join(cfg.train.output_dir, "evaluation.json"), results)
         logger.info("All of them:\n" + comparison(results))
+    elif results and dist.is_main_process():
+        with logged_failure("report.html"):
+            logger.info(f"The report is {write_report(cfg.train.output_dir)}")
 
 
 def weight_paths(load_weight) -> list[str]:

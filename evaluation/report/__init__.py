@@ -1,0 +1,1 @@
+"""Trainings as pages to read: report.html and what it is made of."""
