@@ -33,4 +33,6 @@ train.checkpointer.period = 360
 train.evaluation.eval_period = 720
 train.log_period = 20
 
+inference.resize = "${data.scale}"
+
 model = LazyCall(SegformerSegmentationLoadImageNetPretrain)(cfg=cfg)

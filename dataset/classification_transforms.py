@@ -27,10 +27,10 @@ Box = tuple[slice, slice]
 
 
 class RandomResizedCrop:
-    """A random part of the image, scaled to `size` x `size` (Szegedy et al. 2015).
+    """A random part of the image, scaled to `size` (Szegedy et al. 2015).
 
     Args:
-        size: side of the result.
+        size: (height, width) of the result, or the side of a square.
         scale: range of the part's share of the area.
         ratio: range of its width / height. If no part is found that fits into the image, the
             largest in the middle whose ratio is in the range is taken.
@@ -38,18 +38,18 @@ class RandomResizedCrop:
 
     def __init__(
         self,
-        size: int,
+        size: int | tuple[int, int],
         scale: tuple[float, float] = (0.08, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
     ):
-        self.size = size
+        self.size = _both_sides(size)
         self.scale = tuple(scale)
         self.ratio = tuple(ratio)
 
     def __call__(self, image: Image, label: Label, rng: Rng) -> Sample:
         size = image.shape[:2]
         rows, columns = _random_box(*size, self.scale, self.ratio, rng) or self._middle(*size)
-        return _resize(image[rows, columns], self.size, self.size), label
+        return _resize(image[rows, columns], *self.size), label
 
     def _middle(self, height: int, width: int) -> Box:
         narrowest, widest = self.ratio
@@ -63,6 +63,8 @@ class ResizeShortSide:
     """Scale so that the short side is `size`, the long side in proportion, rounded down."""
 
     def __init__(self, size: int):
+        if not isinstance(size, int):
+            raise InputError(f"ResizeShortSide: size={[*size]}: expected the short side, a number")
         self.size = size
 
     def __call__(self, image: Image, label: Label, rng: Rng) -> Sample:
@@ -72,20 +74,22 @@ class ResizeShortSide:
 
 
 class CenterCrop:
-    """The middle `size` x `size` of an image that is at least as large."""
+    """The middle of an image that is at least as large: `size` is (height, width), or a side."""
 
-    def __init__(self, size: int):
-        self.size = size
+    def __init__(self, size: int | tuple[int, int]):
+        self.size = _both_sides(size)
 
     def __call__(self, image: Image, label: Label, rng: Rng) -> Sample:
-        if min(image.shape[:2]) < self.size:
+        height, width = self.size
+        if image.shape[0] < height or image.shape[1] < width:
+            size = height if height == width else f"{height}x{width}"
             raise InputError(
                 f"CenterCrop: an image of {image.shape[0]}x{image.shape[1]} (height x width) is "
-                f"smaller than size={self.size}; scale it with ResizeShortSide to that or more"
+                f"smaller than size={size}; scale it with ResizeShortSide to that or more"
             )
         # Half a pixel goes to the even side, as in torchvision.
-        top, left = (round((side - self.size) / 2) for side in image.shape[:2])
-        return image[top : top + self.size, left : left + self.size], label
+        top, left = (round((a - b) / 2) for a, b in zip(image.shape[:2], self.size))
+        return image[top : top + height, left : left + width], label
 
 
 class RandAugment:
@@ -216,6 +220,10 @@ OPERATIONS = {
     "translate_y": _translate_y,
 }
 _NAMES = tuple(OPERATIONS)
+
+
+def _both_sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def _resize(image: Image, height: int, width: int) -> Image:

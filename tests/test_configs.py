@@ -4,11 +4,13 @@ import importlib
 import math
 import re
 
+import numpy as np
 import pytest
 from libai.config import LazyConfig, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from conftest import ROOT
+from projects.SegFormer.dataset.transforms import Compose
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.engine.trainer import SegformerTrainer
 from projects.SegFormer.modeling.errors import InputError
@@ -321,6 +323,18 @@ def test_root_of_the_data_is_written_once(name, data_root):
     config = load_config(str(CONFIGS / name), [f"data.root={data_root}"])
     datasets = [config.dataloader.train.dataset, *(t.dataset for t in config.dataloader.test)]
     assert [dataset.root for dataset in datasets] == [data_root] * len(datasets)
+
+
+@pytest.mark.parametrize("name", TO_RUN)
+def test_crop_and_scale_are_set_once(name, data_root):
+    """Every recipe takes them, and its training gives images of that size."""
+    overrides = [f"data.root={data_root}", "data.crop=[64,96]", "dataloader.train.num_workers=0"]
+    config = load_config(str(CONFIGS / name), overrides)
+    assert config.data.scale is not None
+    dataset = config.dataloader.train.dataset
+    image, label = np.zeros((300, 500, 3), np.uint8), np.zeros((300, 500), np.uint8)
+    result, _ = Compose(instantiate(dataset.transforms))(image, label, np.random.default_rng(0))
+    assert result.shape == (64, 96, 3)
 
 
 def test_overrides_stay_in_their_config():

@@ -21,7 +21,8 @@ from projects.SegFormer.dataset.transforms import (
 
 # Holds train/<WordNet id>/*.JPEG and val, in folders like these or as it is downloaded.
 # `data.root=PATH` on the command line sets it for both splits.
-data = dict(root="data/imagenet", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+# scale: short side of the images in evaluation. crop: (height, width), in training too.
+data = dict(root="data/imagenet", scale=256, crop=(224, 224), mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 dataloader = dict(
     train=LazyCall(build_train_loader)(
@@ -30,7 +31,9 @@ dataloader = dict(
             num_channels="${model.cfg.num_channels}",
             split="train",
             transforms=[
-                LazyCall(RandomResizedCrop)(size=224, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)),
+                LazyCall(RandomResizedCrop)(
+                    size="${data.crop}", scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)
+                ),
                 LazyCall(RandomFlip)(prob=0.5),
                 LazyCall(RandAugment)(magnitude=9.0, num_ops=2, magnitude_std=0.5),
                 LazyCall(Normalize)(mean="${data.mean}", std="${data.std}"),
@@ -56,8 +59,8 @@ dataloader = dict(
                 num_channels="${model.cfg.num_channels}",
                 split="val",
                 transforms=[
-                    LazyCall(ResizeShortSide)(size=256),
-                    LazyCall(CenterCrop)(size=224),
+                    LazyCall(ResizeShortSide)(size="${data.scale}"),
+                    LazyCall(CenterCrop)(size="${data.crop}"),
                     LazyCall(Normalize)(mean="${data.mean}", std="${data.std}"),
                 ],
             ),

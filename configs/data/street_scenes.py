@@ -8,10 +8,20 @@ from projects.SegFormer.dataset.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Normalize,
+    Pad,
+    RandomCrop,
     RandomFlip,
+    Resize,
 )
 
-data = dict(root="output/quickstart/data", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+# scale: (height, width) that the images get, which is their own; crop: of that, all.
+data = dict(
+    root="output/quickstart/data",
+    scale=(128, 256),
+    crop=(128, 256),
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
+)
 
 # What both splits are told; of the model, what their images and labels must fit.
 shared = dict(
@@ -25,8 +35,11 @@ dataloader = dict(
             **shared,
             split="train",
             transforms=[
+                LazyCall(Resize)(size="${data.scale}"),
+                LazyCall(RandomCrop)(size="${data.crop}"),
                 LazyCall(RandomFlip)(prob=0.5),
                 LazyCall(Normalize)(mean="${data.mean}", std="${data.std}"),
+                LazyCall(Pad)(size="${data.crop}"),
             ],
         ),
         num_workers=1,
