@@ -144,6 +144,20 @@ def read_label(path: str | Path) -> np.ndarray:
         InputError: the file is missing, damaged, cut short or too large, has several channels, or
             values that do not fit in 8 bits.
     """
+    values = read_values(path)
+    if values.dtype != np.uint8 and (values.min() < 0 or values.max() > 255):
+        raise InputError(
+            f"{path}: label values from {values.min()} to {values.max()}; expected 0 to 255"
+        )
+    return values.astype(np.uint8, copy=False)
+
+
+def read_values(path: str | Path) -> np.ndarray:
+    """What `read_label` gives, of any type of whole numbers: 16 bits hold values above 255.
+
+    Raises:
+        InputError: see `read_label`.
+    """
     data = read_bytes(path, IMAGE_BYTES)
     file = _opened(path, data)
     if file.bands != 1 or file.mode == "F":
@@ -159,11 +173,14 @@ def read_label(path: str | Path) -> np.ndarray:
         raise _unusable(path, data) from error
     if values.shape != file.size:
         raise _unusable(path, data)
-    if values.dtype != np.uint8 and (values.min() < 0 or values.max() > 255):
-        raise InputError(
-            f"{path}: label values from {values.min()} to {values.max()}; expected 0 to 255"
-        )
-    return turn(values.astype(np.uint8, copy=False), file.orientation)
+    return turn(values, file.orientation)
+
+
+def read_palette(path: str | Path) -> list[tuple[int, int, int]]:
+    """RGB of each index of a palette image; nothing of others. Raises InputError: see `image_size`."""
+    picture = _opened(path, read_bytes(path, IMAGE_BYTES)).picture
+    colours = picture.getpalette("RGB") if picture and picture.mode == "P" else None
+    return list(zip(*[iter(colours or ())] * 3))
 
 
 def image_size(path: str | Path) -> tuple[int, int]:

@@ -38,6 +38,15 @@ def read_bytes(path: str | Path, at_most: int) -> bytes:
 
 def read_json(path: str | Path, *names: str) -> dict:
     """The JSON object in a file. Raises InputError when it is not one that has `names`."""
+    content = read_json_value(path)
+    missing = [name for name in names if not isinstance(content, dict) or name not in content]
+    if missing or not isinstance(content, dict):
+        raise InputError(f"{path} has no {', '.join(missing) or 'fields'}: download it again")
+    return content
+
+
+def read_json_value(path: str | Path):
+    """What a JSON file holds, an object or other. Raises InputError when it holds no JSON."""
     try:
         content = json.loads(read_bytes(path, JSON_BYTES))
     except InputError:
@@ -48,9 +57,6 @@ def read_json(path: str | Path, *names: str) -> dict:
         check_nesting(content, JSON_BYTES)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    missing = [name for name in names if not isinstance(content, dict) or name not in content]
-    if missing or not isinstance(content, dict):
-        raise InputError(f"{path} has no {', '.join(missing) or 'fields'}: download it again")
     return content
 
 

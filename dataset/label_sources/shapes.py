@@ -1,0 +1,153 @@
+"""Polygons and masks of single objects, drawn one after the other to a label map."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from projects.SegFormer.dataset.image_files import turn
+from projects.SegFormer.dataset.label_sources.source import (
+    BACKGROUND,
+    MOST_CLASSES,
+    Labelled,
+    Source,
+    canvas,
+    palette_of,
+    read_as,
+)
+from projects.SegFormer.dataset.transforms import IGNORE_INDEX
+from projects.SegFormer.modeling.errors import InputError
+
+FARTHEST = 2**17  # pixels that a corner may lie outside of an image
+
+Size = tuple[int, int]  # height, width
+
+
+class Shape(NamedTuple):
+    """What is drawn on an image.
+
+    Attributes:
+        label: its class; None for pixels that count nowhere.
+        polygons: (N, 2) each, x and y of the corners; all of them are the shape.
+        mask: gives the shape as (height, width) bool, of an image of this size.
+    """
+
+    label: str | None
+    polygons: Sequence[np.ndarray] = ()
+    mask: Callable[[Size], np.ndarray] | None = None
+
+
+class Drawing(NamedTuple):
+    """The shapes of an image in the order in which they are drawn.
+
+    Attributes:
+        name: of the image in the data set.
+        document: the file that says all this.
+        size: (height, width) that the shapes are meant for; None for the image's.
+    """
+
+    name: str
+    image: Path
+    document: Path
+    shapes: list[Shape]
+    size: Size | None
+
+
+def drawn_source(
+    whose: str,
+    kind: str,
+    drawings: list[Drawing],
+    notes: list[str],
+    ignored: set[str],
+    names: Sequence[str] = (),
+) -> Source:
+    """The source of what a program, `whose`, has written; what no shape covers is background.
+
+    Args:
+        ignored: classes that count nowhere.
+        names: the classes in their order; those of the shapes, sorted, without.
+    Raises InputError: too many classes, or none.
+    """
+    names = names or sorted({it.label for drawing in drawings for it in drawing.shapes if it.label})
+    classes = [name for name in dict.fromkeys([BACKGROUND, *names]) if name not in ignored]
+    if not 2 <= len(classes) <= MOST_CLASSES:
+        raise InputError(f"{kind}: {len(classes)} classes; expected 2 to {MOST_CLASSES}")
+    index = {name: place for place, name in enumerate(classes)} | dict.fromkeys(ignored, 255)
+    images = [
+        Labelled(drawing.name, drawing.image, partial(draw, drawing, index, whose))
+        for drawing in drawings
+    ]
+    return Source(kind, images, classes, palette_of(classes), notes)
+
+
+def draw(drawing: Drawing, index: dict[str, int], whose: str) -> np.ndarray:
+    """The label map of an image, (H, W) uint8, as the image is shown."""
+    size, orientation = canvas(drawing.image, drawing.size)
+    label = np.full(size, index[BACKGROUND], np.uint8)
+    with read_as(whose, drawing.document):
+        for shape in drawing.shapes:
+            value = IGNORE_INDEX if shape.label is None else index[shape.label]
+            if shape.mask:
+                label[shape.mask(size)] = value
+            for polygon in shape.polygons:
+                corners = np.rint(polygon).clip(-FARTHEST, FARTHEST).astype(np.int32)
+                cv2.fillPoly(label, [corners], value)
+    return turn(label, orientation)
+
+
+def polygon(numbers) -> np.ndarray:
+    """(N, 2) of x, y, x, y or pairs of them. Raises ValueError: no number, or no corners."""
+    corners = np.array(numbers, np.float64).reshape(-1, 2)
+    if not len(corners) or not np.isfinite(corners).all():
+        raise ValueError("no corners")
+    return corners
+
+
+def rectangle(left: float, top: float, right: float, bottom: float) -> np.ndarray:
+    """The corners of a rectangle; its last pixels are in it."""
+    return polygon([left, top, right, top, right, bottom, left, bottom])
+
+
+def ellipse(x: float, y: float, width: float, height: float) -> np.ndarray:
+    """64 corners of an ellipse with these half axes."""
+    turns = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+    return polygon(np.stack([x + width * np.cos(turns), y + height * np.sin(turns)], 1))
+
+
+def turned(corners: np.ndarray, centre: Sequence[float], degrees: float) -> np.ndarray:
+    """Corners, (N, 2), turned clockwise about a point."""
+    cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    return (corners - centre) @ [[cosine, sine], [-sine, cosine]] + np.array(centre)
+
+
+def of_runs(runs: Sequence[int], height: int, width: int) -> np.ndarray:
+    """Runs of 0 and 1 in turns, row by row: (height, width) bool. Raises InputError: they are not
+    so many pixels."""
+    if sum(runs) != height * width or min(runs, default=0) < 0:
+        raise InputError(f"a run-length mask of {sum(runs)} pixels, not {height}x{width}")
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)
+
+
+def decode_rle(counts: str | Sequence[int], height: int, width: int) -> np.ndarray:
+    """COCO's run-length mask: runs of 0 and 1 in turns, column by column: (height, width) bool.
+
+    A text holds the runs as numbers of base 32 with the lowest digit first; bit 5 says that digits
+    follow, bit 4 of the last is the sign; from the fourth on they are differences to the last run
+    but one (maskApi.c of cocoapi).
+    """
+    runs = list(counts) if not isinstance(counts, str) else []
+    if isinstance(counts, str):
+        value = shift = 0
+        for letter in counts:
+            digit = ord(letter) - 48
+            value |= (digit & 31) << shift
+            shift += 5
+            if not digit & 32:
+                if digit & 16:
+                    value -= 1 << shift
+                runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+                value = shift = 0
+    return of_runs(runs, width, height).T
