@@ -177,7 +177,7 @@ def read_values(path: str | Path) -> np.ndarray:
 
 
 def read_palette(path: str | Path) -> list[tuple[int, int, int]]:
-    """RGB of each index of a palette image; nothing of others. Raises InputError: see `image_size`."""
+    """RGB of each index of a palette image, of others none. Raises InputError: see `image_size`."""
     picture = _opened(path, read_bytes(path, IMAGE_BYTES)).picture
     colours = picture.getpalette("RGB") if picture and picture.mode == "P" else None
     return list(zip(*[iter(colours or ())] * 3))

@@ -27,11 +27,11 @@ from projects.SegFormer.dataset.label_sources.splits import split_called, split_
 from projects.SegFormer.dataset.transforms import IGNORE_INDEX
 from projects.SegFormer.modeling.errors import InputError
 
-FIELDS = {"images", "annotations", "categories"}
+FIELDS = ("images", "annotations", "categories")
 
 
 def is_coco(content) -> bool:
-    return isinstance(content, dict) and content.keys() >= FIELDS
+    return isinstance(content, dict) and all(isinstance(content.get(it), list) for it in FIELDS)
 
 
 def read_coco(documents: list[tuple[Path, dict]], files: Files, ignored: set[str]) -> Source:
@@ -76,7 +76,7 @@ def _mask(counts, own: Size, size: Size) -> np.ndarray:
 
 
 def _panoptic(documents: list[tuple[Path, dict]], files: Files, ignored: set[str]) -> Source:
-    """Pixels of no segment count nowhere. A segment's number is R + 256 G + 65536 B of its colour."""
+    """Pixels of no segment count nowhere. A segment's number is R + 256 G + 65536 B of a colour."""
     classes = [name for name in _all_names(documents) if name not in ignored]
     if not 2 <= len(classes) <= MOST_CLASSES:
         raise InputError(f"COCO's panoptic JSON has {len(classes)} classes: expected 2 to 254")
@@ -90,9 +90,7 @@ def _panoptic(documents: list[tuple[Path, dict]], files: Files, ignored: set[str
                 image, name = _image(entries[it["image_id"]], document, files)
                 written = str(it.get("file_name") or f"{Path(image).stem}.png")
                 near = (document.with_suffix(""), document.parent)
-                mask = files.find(
-                    written, *near, prefer=lambda file: "panoptic" in str(file).lower()
-                )
+                mask = files.find(written, *near, prefer=lambda it: "panoptic" in str(it).lower())
                 if mask is None or mask == image:
                     raise InputError(f"{document}: no {written} of segments in {files.folder}")
                 segments = {

@@ -39,7 +39,7 @@ def read_tree(file: Path) -> ElementTree.Element | None:
 
 
 def read_cvat(documents: list, files: Files, ignored: set[str]) -> Source:
-    """Shapes are drawn by their z_order, then as they come. Raises InputError: an image is missing."""
+    """Shapes are drawn by their z_order, then as they come. Raises InputError: no such image."""
     drawings, names, other = [], [], Counter()
     for document, root in documents:
         with read_as("CVAT", document):

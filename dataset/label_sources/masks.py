@@ -267,7 +267,7 @@ def _is_smooth(counts: Counter) -> bool:
 
 
 def _named(values: list[int], names: Sequence[str]) -> dict[int, str]:
-    """Names by value: one for each value from 0, or for each that occurs, perhaps but background."""
+    """Names by value: one for each from 0, or for each that occurs, perhaps but background."""
     if len(names) > values[-1]:
         return dict(enumerate(names))
     if len(names) == len(values):
