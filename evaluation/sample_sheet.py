@@ -10,13 +10,12 @@ from projects.SegFormer.evaluation.visualize import (
     PAPER,
     Palette,
     contact_sheet,
-    hatch,
     legend_panel,
     overlay,
     titled,
 )
 
-TILE, TEXT = 384, 16  # pixels: longest side of a tile, height of letters
+TILE = 384  # pixels: longest side of a tile
 PAIRS = 2  # a row
 
 
@@ -33,20 +32,14 @@ def sample_sheet(
         classes, palette: name and RGB of each class.
         titles: of the columns of images and of labels.
     """
-    # The legend has ignored pixels as a class of their own.
-    classes, palette = [*classes, "ignored, hatched"], [*palette, (0, 0, 0)]
-    tiles, labels = [], []
+    tiles = []
     for name, image, label in samples:
-        ignored = label == IGNORE_INDEX
-        labels.append(np.where(ignored, len(classes) - 1, label))
-        picture, small = scaled(image), scaled(labels[-1])
-        drawn = overlay(picture, small, classes, palette, legend=False)
-        drawn = hatch(drawn, small == len(classes) - 1)
-        share = f"{ignored.mean():.1%} ignored"
-        tiles.append([titled(picture, name, TEXT), titled(drawn, share, TEXT)])
+        drawn = overlay(scaled(image), scaled(label), classes, palette, legend=False)
+        share = f"{(label == IGNORE_INDEX).mean():.1%} ignored"
+        tiles.append([titled(scaled(image), name), titled(drawn, share)])
     sheet = contact_sheet(grid(tiles, PAIRS), [*titles] * min(PAIRS, len(tiles)))
-    everything = np.concatenate([label.ravel() for label in labels])
-    panel = legend_panel(everything, classes, palette, len(sheet), TEXT)
+    everything = np.concatenate([label.ravel() for _, _, label in samples])
+    panel = legend_panel(everything, classes, palette, len(sheet))
     height = max(len(sheet), len(panel))
     return np.concatenate([_padded(part, height, part.shape[1]) for part in (sheet, panel)], axis=1)
 

@@ -16,7 +16,6 @@ import time
 from itertools import islice
 from pathlib import Path
 
-import cv2
 import numpy as np
 from libai.config import instantiate
 from omegaconf import DictConfig
@@ -27,17 +26,15 @@ from projects.SegFormer.dataset.image_files import as_rgb
 from projects.SegFormer.dataset.inspection import Dataset, Inspection, images_in_both, inspect
 from projects.SegFormer.dataset.remarks import listening
 from projects.SegFormer.dataset.sampler import InfiniteSampler
-from projects.SegFormer.dataset.transforms import IGNORE_INDEX, Normalize
+from projects.SegFormer.dataset.transforms import Normalize
 from projects.SegFormer.engine import command_line
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.engine.trainer import check_data
 from projects.SegFormer.evaluation.pictures import write_png
+from projects.SegFormer.evaluation.sample_sheet import grid, sample_sheet, scaled
 from projects.SegFormer.evaluation.visualize import (
-    PAPER,
     contact_sheet,
     drawable,
-    legend_panel,
-    overlay,
     titled,
 )
 from projects.SegFormer.modeling.errors import InputError
@@ -45,7 +42,6 @@ from projects.SegFormer.modeling.files import write_json
 
 TRAINING, TEST = "training data", "test data"
 LISTED = 20  # errors; classes at either end of a long table
-TILE = 384  # pixels: longest side of a sample in the sheet
 # The loader is measured over so much at most, in batches of so many.
 MEASURED_SAMPLES, MEASURED_SECONDS, MEASURED_BATCH = 200, 10, 8
 
@@ -298,26 +294,17 @@ def draw_sheet(dataset: Dataset, samples: list[tuple[int, np.ndarray, object]]) 
     """The samples as pictures, those of label maps also under the colours of their classes."""
     if isinstance(dataset, ClassificationFolder):
         tiles = [
-            [titled(_scaled(_shown(dataset, image)), dataset.classes[label])]
+            [titled(scaled(_shown(dataset, image)), dataset.classes[label])]
             for _, image, label in samples
         ]
-        return contact_sheet(_grid(tiles, 4), ["augmented image"] * min(4, len(tiles)))
+        return contact_sheet(grid(tiles, 4), ["augmented image"] * min(4, len(tiles)))
 
-    known = dataset.classes, dataset.palette
-    tiles, labels = [], []
-    for index, image, label in samples:
-        picture = _scaled(_shown(dataset, image))
-        labels.append(label)
-        drawn = overlay(picture, _scaled(label), *known, legend=False)
-        name = Path(dataset.images[index]).stem
-        share = f"{(label == IGNORE_INDEX).mean():.1%} ignored"
-        tiles.append([titled(picture, name), titled(drawn, share)])
-    pairs = min(2, len(tiles))
-    sheet = contact_sheet(_grid(tiles, 2), ["augmented image", "its label"] * pairs)
-    everything = np.concatenate([label.ravel() for label in labels])
-    panel = legend_panel(everything, *known, len(sheet))
-    height = max(len(sheet), len(panel))
-    return np.concatenate([_padded(part, height, part.shape[1]) for part in (sheet, panel)], axis=1)
+    named = (
+        (Path(dataset.images[index]).stem, _shown(dataset, image), label)
+        for index, image, label in samples
+    )
+    titles = "augmented image", "its label"
+    return sample_sheet(list(named), dataset.classes, dataset.palette, titles)
 
 
 def _shown(dataset: Dataset, image: np.ndarray) -> np.ndarray:
@@ -328,32 +315,6 @@ def _shown(dataset: Dataset, image: np.ndarray) -> np.ndarray:
             black, white = transform.table[0, 0], transform.table[0, 255]
             image = (image - black) / (white - black) * 255
     return as_rgb(np.rint(image).clip(0, 255).astype(np.uint8))
-
-
-def _scaled(array: np.ndarray) -> np.ndarray:
-    """An image or a label map with TILE as its longest side; a small one as often as fits in it."""
-    longest = max(array.shape[:2])
-    if longest <= TILE:
-        return array.repeat(TILE // longest, axis=0).repeat(TILE // longest, axis=1)
-    height, width = (max(1, round(TILE * side / longest)) for side in array.shape[:2])
-    interpolation = cv2.INTER_AREA if array.ndim == 3 else cv2.INTER_NEAREST_EXACT
-    return cv2.resize(array, (width, height), interpolation=interpolation)
-
-
-def _grid(groups: list[list[np.ndarray]], columns: int) -> list[list[np.ndarray]]:
-    """Groups of tiles side by side, `columns` of them a row, all tiles brought to one size."""
-    tiles = [tile for group in groups for tile in group]
-    height, width = (max(tile.shape[side] for tile in tiles) for side in (0, 1))
-    tiles = [_padded(tile, height, width) for tile in tiles]
-    length = min(columns, len(groups)) * len(groups[0])
-    tiles += [np.full((height, width, 3), PAPER, np.uint8)] * (-len(tiles) % length)
-    return [tiles[start : start + length] for start in range(0, len(tiles), length)]
-
-
-def _padded(tile: np.ndarray, height: int, width: int) -> np.ndarray:
-    padded = np.full((height, width, 3), PAPER, np.uint8)
-    padded[: tile.shape[0], : tile.shape[1]] = tile
-    return padded
 
 
 def _parser() -> argparse.ArgumentParser:
