@@ -166,7 +166,9 @@ def test_chinese_is_set_as_chinese(page):
     """Full-width punctuation, and a space between Chinese and Latin letters, digits and code."""
     for section in sections(page):
         text = prose(section.title + "\n" + section.text)
-        wrong = rf"{HAN}[,;:!?()]|[,;:!?)]{HAN}|\({HAN}|{HAN}[A-Za-z0-9`]|[A-Za-z0-9`%]{HAN}"
+        halves = rf"{HAN}[,;:!?()]|[,;:!?)]{HAN}|\({HAN}"
+        spaces = rf"{HAN}[A-Za-z0-9`]|[A-Za-z0-9`%]{HAN}|[，。；：、（）] [^|\s]"
+        wrong = f"{halves}|{spaces}"
         assert not re.findall(rf".{{0,9}}(?:{wrong}).{{0,9}}", text)
         assert not re.search(r"\d ?[万亿兆]", text)
 
