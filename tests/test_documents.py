@@ -1,5 +1,6 @@
 """The documentation: both languages say the same, its links lead somewhere, its commands run."""
 
+import ast
 import importlib
 import json
 import os
@@ -256,6 +257,17 @@ def test_code_in_sentences_names_what_is_there(data_root):
             parent, _, leaf = re.sub(r"^cfg\.", "model.cfg.", key).rpartition(".")
             holders = [OmegaConf.select(config, parent) for config in configs]
             assert any(holder is not None and leaf in holder for holder in holders), span
+
+
+def test_python_in_the_pages_imports_what_is_there():
+    """And is Python. The README's runs below."""
+    blocks = [block for page in ENGLISH for section in sections(page) for block in section.blocks]
+    for language, *lines in blocks:
+        if language == "python":
+            for node in ast.walk(ast.parse("\n".join(lines))):
+                if isinstance(node, ast.ImportFrom) and node.module.startswith("projects."):
+                    module = importlib.import_module(node.module)
+                    assert all(hasattr(module, it.name) for it in node.names), lines
 
 
 # Commands of the README that no test can run here, and why.
