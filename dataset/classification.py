@@ -62,23 +62,29 @@ class ClassificationFolder:
         root = Path(root)
         self.transforms = Compose(transforms)
         self.seed = seed
-        self.classes = _folders(root / "train")
-        if not self.classes:
+        folders = _folders(root / "train")
+        self.classes = self.class_names(root)
+        if not folders:
             raise InputError(
                 f"{root / 'train'}: no folder of a class in it; expected <class>/<name>.jpg (or "
                 f"{', '.join(IMAGE_SUFFIXES[1:])}), and the other splits beside train"
             )
         samples = self.find(root, split)
-        indices = {name: index for index, name in enumerate(self.classes)}
+        indices = {name: index for index, name in enumerate(folders)}
         unknown = sorted({name for _, name in samples} - indices.keys())
         if unknown:
             remarks.fault(
                 f"{root / split}: class {unknown[0]!r} ({len(unknown)} such) is not among the "
-                f"{len(self.classes)} of {root / 'train'}; put it there too or take it out"
+                f"{len(folders)} of {root / 'train'}; put it there too or take it out"
             )
             samples = [sample for sample in samples if sample[1] in indices]
         self.images = [image for image, _ in samples]
         self.labels = np.array([indices[name] for _, name in samples], np.int64)
+
+    @classmethod
+    def class_names(cls, root: str | Path) -> list[str]:
+        """In the order of their indices; none where there is no data."""
+        return _folders(Path(root) / "train")
 
     def find(self, root: Path, split: str) -> list[tuple[str, str]]:
         """File and class name of every image of the split, sorted."""
@@ -141,14 +147,16 @@ class ImageNet(ClassificationFolder):
     SOLUTION = "LOC_val_solution.csv"
     NAMES = "LOC_synset_mapping.txt"
 
-    def __init__(self, root: str | Path, split: str, transforms: Sequence[Transform], **settings):
-        super().__init__(root, split, transforms, **settings)
-        path = _at_or_above(Path(root), self.NAMES)
-        if path is not None:
-            # "n01440764 tench, Tinca tinca": the first of several names is enough.
-            lines = read_lines(path, "<WordNet id> <name>, ... in each line")
-            names = {line.partition(" ")[0]: line.partition(",")[0] for line in lines}
-            self.classes = [names.get(name, name) for name in self.classes]
+    @classmethod
+    def class_names(cls, root: str | Path) -> list[str]:
+        ids = super().class_names(root)
+        path = _at_or_above(Path(root), cls.NAMES) if ids else None
+        if path is None:
+            return ids
+        # "n01440764 tench, Tinca tinca": the first of several names is enough.
+        lines = read_lines(path, "<WordNet id> <name>, ... in each line")
+        names = {line.partition(" ")[0]: line.partition(",")[0] for line in lines}
+        return [names.get(name, name) for name in ids]
 
     def find(self, root: Path, split: str) -> list[tuple[str, str]]:
         folder = root / split

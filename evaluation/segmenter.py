@@ -12,20 +12,19 @@ import projects.SegFormer.engine.process  # noqa: F401
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from projects.SegFormer.dataset.image_files import as_rgb, read_image
+from projects.SegFormer.dataset.image_files import as_rgb
 from projects.SegFormer.evaluation.inference import (
     Views,
     confidence_of,
     labels_of,
     probabilities_of,
 )
+from projects.SegFormer.evaluation.picture_inputs import Picture, as_array, in_batches, name_of
 from projects.SegFormer.evaluation.pictures import write_png
 from projects.SegFormer.evaluation.prediction import prediction_of
 from projects.SegFormer.evaluation.result_files import make_folder
@@ -33,9 +32,6 @@ from projects.SegFormer.evaluation.visualize import colorize, overlay
 from projects.SegFormer.modeling.errors import InputError, printable
 
 RESULTS = ("labels", "colors", "overlay")  # what of a result is saved
-BATCH = 4  # images of one size that go through the network together
-
-Picture = str | os.PathLike | np.ndarray | Image.Image
 
 
 class Segmenter:
@@ -85,15 +81,14 @@ class Segmenter:
         return self._segmented(images)
 
     def _segmented(self, images: Iterable[Picture]) -> Iterator["Segmentation"]:
-        read = ((self._array(image), image) for image in images)
-        for _, same in groupby(read, lambda item: item[0].shape):
-            while batch := list(islice(same, BATCH)):
-                inputs = [self.prediction.network_input(image) for image, _ in batch]
-                self._tell_size(inputs[0], batch[0][1])
-                views = self.prediction.views(np.concatenate(inputs), batch[0][0].shape[:2])
-                for index, (image, source) in enumerate(batch):
-                    known = self.classes, self.palette, _name(source)
-                    yield Segmentation(image, _of_one(views, index), *known)
+        read = ((as_array(image, self.channels), image) for image in images)
+        for batch in in_batches(read):
+            inputs = [self.prediction.network_input(image) for image, _ in batch]
+            self._tell_size(inputs[0], batch[0][1])
+            views = self.prediction.views(np.concatenate(inputs), batch[0][0].shape[:2])
+            for index, (image, source) in enumerate(batch):
+                known = self.classes, self.palette, name_of(source)
+                yield Segmentation(image, _of_one(views, index), *known)
 
     def _tell_size(self, network_input: np.ndarray, source: Picture) -> None:
         """Once, and before it takes long: that an image is far larger than those of training."""
@@ -102,20 +97,6 @@ class Segmenter:
         self._is_told = True
         named = printable(source) if isinstance(source, (str, os.PathLike)) else "an image"
         tqdm.write(f"note: {named} {text}", file=sys.stderr)
-
-    def _array(self, image: Picture) -> np.ndarray:
-        if isinstance(image, (str, os.PathLike)):
-            return read_image(image, self.channels)
-        if isinstance(image, Image.Image):
-            image = np.asarray(image.convert("RGB") if self.channels == 3 else image)
-        if image.ndim == 2:
-            image = image[..., None]
-        if image.ndim != 3 or image.dtype != np.uint8 or image.shape[2] != self.channels:
-            raise InputError(
-                f"an array of shape {image.shape} and {image.dtype}: expected an image (height, "
-                f"width, {self.channels}) of uint8, in RGB order"
-            )
-        return image
 
 
 class Segmentation:
@@ -173,10 +154,6 @@ class Segmentation:
         pictures = (self.labels, colorize(self.labels, self.palette), self.overlay())
         for kind, picture in zip(RESULTS, pictures):
             write_png(Path(folder) / f"{name or self.name}_{kind}.png", picture)
-
-
-def _name(image: Picture) -> str:
-    return Path(image).stem if isinstance(image, (str, os.PathLike)) else "image"
 
 
 def _of_one(views: Views, index: int) -> Views:

@@ -300,8 +300,8 @@ def model_arguments(model, settings) -> dict:
     return {name: value for name, value in settings.items() if name in own}
 
 
-def load_weights(libai_cfg, path: str):
-    """A segmentation model with the weights at `path`, in whichever format they are.
+def load_weights(libai_cfg, path: str, model=SegformerForSemanticSegmentation):
+    """A model with the weights at `path`, in whichever format they are.
 
     A folder with config.json is transformers', one with `model` in it LiBai's; anything else is
     taken for the paper's.
@@ -314,4 +314,4 @@ def load_weights(libai_cfg, path: str):
         loader = SegFLoaderLiBai
     else:
         loader = SegFLoaderOfficial
-    return loader(SegformerForSemanticSegmentation, libai_cfg, path).load()
+    return loader(model, libai_cfg, path).load()

@@ -14,8 +14,8 @@ import transformers
 from PIL import Image
 
 from conftest import CLASSES, CONFIG, tiny_run
+from projects.SegFormer.evaluation import picture_inputs
 from projects.SegFormer.evaluation import prediction as module
-from projects.SegFormer.evaluation import segmenter
 from projects.SegFormer.evaluation.prediction import disagreements, prediction_of
 from projects.SegFormer.evaluation.result_files import ResultFiles, check_folder
 from projects.SegFormer.model_utils.beside_weights import Beside, Scaled, beside_weights
@@ -422,14 +422,14 @@ def test_a_name_that_is_too_long_for_its_results(model_onnx, tmp_path, capsys):
 def test_whatever_is_wrong_with_an_image(model_onnx, tmp_path, monkeypatch, capsys, error):
     for name in ("bad", "good"):
         photo(tmp_path / f"{name}.png")
-    real = segmenter.read_image
+    real = picture_inputs.read_image
 
     def read(path, channels):
         if path.stem == "bad":
             raise error
         return real(path, channels)
 
-    monkeypatch.setattr(segmenter, "read_image", read)
+    monkeypatch.setattr(picture_inputs, "read_image", read)
     assert run(model_onnx, tmp_path / "out", tmp_path) == 1
     told = capsys.readouterr()
     (line,) = (line for line in told.err.splitlines() if line.startswith("error: "))

@@ -1,5 +1,7 @@
 """Use from Python: what transformers' model says of the same images, however they are given."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,12 @@ import transformers
 from PIL import Image
 from test_prediction import ODD, huggingface, labels_of, photo
 
+from conftest import CLASSES as NAMES
 from conftest import run_tool
-from projects.SegFormer.evaluation.segmenter import BATCH, Segmenter
+from projects.SegFormer.evaluation.picture_inputs import BATCH
+from projects.SegFormer.evaluation.segmenter import Segmenter
+from projects.SegFormer.model_utils.model_weights import state_of
+from projects.SegFormer.model_utils.weight_writers import write_official
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.tools import export, predict
 
@@ -110,6 +116,28 @@ def test_onnx_file(segmenter, weights, tmp_path):
     expected = segmenter(picture)
     np.testing.assert_allclose(result.probabilities, expected.probabilities, rtol=0, atol=2e-5)
     assert result.classes == expected.classes
+
+
+def test_a_part_of_a_checkpoint(trained, tmp_path):
+    """Averaged weights, as train.ema keeps them in a checkpoint."""
+    picture = photo(tmp_path / "photo.png")
+    shutil.copytree(trained / "model_best", tmp_path / "run" / "model_best")
+    shutil.copytree(trained / "model_best" / "model", tmp_path / "run" / "model_best" / "ema")
+    shutil.copy(trained / "config.yaml", tmp_path / "run")
+    result = Segmenter(tmp_path / "run" / "model_best" / "ema")(picture)
+    np.testing.assert_array_equal(result.labels, Segmenter(trained)(picture).labels)
+    assert result.classes == list(NAMES)
+
+
+def test_a_file_of_the_papers_authors(trained, tmp_path):
+    picture = photo(tmp_path / "photo.png")
+    file, config = str(tmp_path / "segformer.pth"), str(trained / "config.yaml")
+    model = Segmenter(trained).prediction.model
+    write_official(file, state_of(model), list(NAMES))
+    result = Segmenter(file, config)(picture)
+    assert (result.labels == Segmenter(trained)(picture).labels).mean() > 0.99
+    with pytest.raises(InputError, match="does not say how it is used.*--config"):
+        Segmenter(file)
 
 
 def test_overlay(segmenter, tmp_path):

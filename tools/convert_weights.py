@@ -4,9 +4,9 @@
     python tools/convert_weights.py --from WEIGHTS --to official --output FILE.pth
     python tools/convert_weights.py --from WEIGHTS --to libai --output FOLDER
 
-WEIGHTS is a folder of Hugging Face's save_pretrained, a file of the paper's authors or of
-mmsegmentation, or a checkpoint of LiBai's trainer; its format is told by its keys. All float32
-numbers arrive bit for bit.
+WEIGHTS is an output folder of a training or a checkpoint in it, a folder of Hugging Face's
+save_pretrained, or a file of the paper's authors or of mmsegmentation; its format is told by its
+keys. All float32 numbers arrive bit for bit.
 """
 
 import projects.SegFormer.engine.process  # noqa: F401
@@ -27,10 +27,14 @@ from safetensors import SafetensorError
 from projects.SegFormer.configs.common.train import train
 from projects.SegFormer.dataset.transforms import IMAGENET_MEAN, IMAGENET_STD
 from projects.SegFormer.engine import command_line
-from projects.SegFormer.engine.checkpoint import RECORD
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.engine.libai_mends import mend_libai
-from projects.SegFormer.evaluation.prediction import classes_and_palette, mean_and_std
+from projects.SegFormer.evaluation.classifier import class_names as classes_of_data
+from projects.SegFormer.evaluation.prediction import (
+    classes_and_palette,
+    find_weights,
+    mean_and_std,
+)
 from projects.SegFormer.model_utils.huggingface_config import (
     ARCHITECTURES,
     class_names,
@@ -95,7 +99,7 @@ def main(arguments: list[str]) -> None:
     if os.path.exists(args.output):
         raise InputError(f"{args.output} is already there: remove it, or choose another --output")
     mend_libai()
-    args.source = snapshot(args.source)
+    args.source, _ = find_weights(snapshot(args.source))
     opened, key_format = open_in_any_format(args.source)
     state = dict(opened.read())
     try:
@@ -159,7 +163,7 @@ def describe(source: str, config: str | None, state: dict, key_format: KeyFormat
         names = read_meta(source).get("CLASSES")
         classes = list(map(str, names)) if isinstance(names, (list, tuple)) else []
         model = Description(sizes_of(state) | FAMILY, classes)
-    elif config_of_training := _config_of_training(source):
+    elif config_of_training := find_weights(source)[1]:
         model = _from_config(config_of_training)
     else:
         raise InputError(
@@ -179,13 +183,6 @@ def describe(source: str, config: str | None, state: dict, key_format: KeyFormat
     return model
 
 
-def _config_of_training(source: str) -> str | None:
-    """The config.yaml that a training of this project writes beside its checkpoints."""
-    file = os.path.join(os.path.dirname(os.path.abspath(source)), "config.yaml")
-    is_checkpoint = os.path.isfile(os.path.join(source, RECORD))
-    return file if is_checkpoint and os.path.isfile(file) else None
-
-
 def _from_config(file: str) -> Description:
     """From a config to run, or from one of configs/models, which says nothing of classes."""
     if file.endswith(".py") and os.path.isfile(file):
@@ -195,9 +192,13 @@ def _from_config(file: str) -> Description:
     config = load_config(file)
     settings = _settings(config.model.cfg)
     dataset = config.dataloader.test[0].dataset
-    classes, _ = classes_and_palette(dataset)
+    is_classifier = config.model["_target_"] is SegformerForImageClassification
+    if is_classifier:
+        classes = classes_of_data(config, file) or []
+    else:
+        classes, _ = classes_and_palette(dataset)
     if normalisation := mean_and_std(dataset):
-        processor = image_processor(ARCHITECTURES[0], *normalisation)
+        processor = image_processor(ARCHITECTURES[is_classifier], *normalisation)
         return Description(settings, classes, processor)
     return Description(settings, classes)
 
