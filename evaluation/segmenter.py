@@ -9,9 +9,11 @@ result.save("predictions")
 
 import projects.SegFormer.engine.process  # noqa: F401
 
+import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +28,16 @@ from projects.SegFormer.evaluation.inference import (
 )
 from projects.SegFormer.evaluation.picture_inputs import Picture, as_array, in_batches, name_of
 from projects.SegFormer.evaluation.pictures import write_png
+from projects.SegFormer.evaluation.polygons import coco_results, feature_collection
 from projects.SegFormer.evaluation.prediction import prediction_of
 from projects.SegFormer.evaluation.result_files import make_folder
 from projects.SegFormer.evaluation.visualize import colorize, overlay
 from projects.SegFormer.modeling.errors import InputError, printable
+from projects.SegFormer.modeling.files import write_whole
 
 RESULTS = ("labels", "colors", "overlay")  # what of a result is saved
+KINDS = (*RESULTS, "probabilities", "polygons")  # what can be
+OPACITY = 0.55
 
 
 class Segmenter:
@@ -104,9 +110,12 @@ class Segmentation:
 
     Attributes:
         image: uint8 (H, W, channels).
-        labels: the class index of each pixel: (H, W), uint8, or uint16 for more than 256 classes.
+        labels: the class index of each pixel: (H, W), uint8, or uint16 for more than 255 classes.
         classes, palette: name and RGB of each class.
         name: of the image's file, without its suffix; "image" where it has none.
+
+    Where `classes` are an argument they are the names of those to be drawn, in upper or lower case;
+    None for all. InputError names those that come nearest to a name that no class has.
     """
 
     def __init__(
@@ -114,7 +123,7 @@ class Segmentation:
     ):
         self.image, self.classes, self.palette, self.name = image, classes, palette, name
         self._views, self._size = views, image.shape[:2]
-        dtype = np.uint8 if len(classes) <= 256 else np.uint16
+        dtype = np.uint8 if len(classes) <= 255 else np.uint16
         self.labels = labels_of(views, self._size)[0].astype(dtype)
 
     @property
@@ -130,30 +139,108 @@ class Segmentation:
         """The probability of each pixel's class: float32 (H, W)."""
         return confidence_of(self._views, self._size)[0]
 
-    def overlay(self, opacity: float = 0.55, legend: bool = True) -> np.ndarray:
+    def overlay(
+        self,
+        opacity: float = OPACITY,
+        legend: bool = True,
+        classes: Sequence[str] | None = None,
+    ) -> np.ndarray:
         """The image under the classes' colours: uint8 (H, W, 3) in RGB order; with a legend wider.
 
         Args:
             opacity: of the colours, from 0 to 1.
         Raises InputError for another opacity.
         """
-        if not 0 <= opacity <= 1:
-            raise InputError(f"opacity={opacity}: expected a number from 0 to 1")
-        image = as_rgb(self.image)
-        return overlay(image, self.labels, self.classes, self.palette, opacity, legend)
+        image, opacity = as_rgb(self.image), checked_opacity(opacity)
+        return overlay(image, self._drawn(classes), self.classes, self.palette, opacity, legend)
 
-    def save(self, folder: str | os.PathLike, name: str | None = None) -> None:
-        """Write NAME_labels.png (class indices), NAME_colors.png and NAME_overlay.png.
+    def polygons(self, classes: Sequence[str] | None = None) -> dict:
+        """Each region of a class as GeoJSON, in pixels: see `feature_collection`."""
+        return feature_collection(self._drawn(classes), self.classes, self.palette)
+
+    def picture(
+        self,
+        kind: str,
+        opacity: float = OPACITY,
+        classes: Sequence[str] | None = None,
+        legend: bool = True,
+    ) -> np.ndarray:
+        """What `save` writes of a kind but of "polygons", of 8 or 16 bits: (H, W) or (H, W, 3)."""
+        if kind == "labels":
+            return self.labels
+        if kind == "probabilities":
+            return np.rint(self.confidence * 65535).astype(np.uint16)
+        if kind == "colors":
+            return colorize(self._drawn(classes), self.palette)
+        return self.overlay(opacity, legend, classes)
+
+    def save(
+        self,
+        folder: str | os.PathLike,
+        name: str | None = None,
+        kinds: Sequence[str] = RESULTS,
+        opacity: float = OPACITY,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        """Write files of these kinds:
+
+            labels: NAME_labels.png, the class indices, of 16 bits for more than 255 classes
+            colors: NAME_colors.png, black where no class is drawn
+            overlay: NAME_overlay.png
+            probabilities: NAME_probabilities.png, those of each pixel's class, 65535 for 1
+            polygons: NAME.geojson, see `polygons`, and NAME_rle.json, see `coco_results`
 
         Args:
             folder: is made if it is not there.
             name: in the place of the image's.
-        Raises InputError where that cannot be written.
+            opacity, classes: see `overlay`; labels and probabilities are of all classes.
+        Raises InputError where that cannot be written, and for an unknown kind.
         """
+        kinds = checked_kinds(kinds)
         make_folder(folder)
-        pictures = (self.labels, colorize(self.labels, self.palette), self.overlay())
-        for kind, picture in zip(RESULTS, pictures):
-            write_png(Path(folder) / f"{name or self.name}_{kind}.png", picture)
+        path = Path(folder) / (name or self.name)
+        for kind in kinds:
+            if kind != "polygons":
+                write_png(f"{path}_{kind}.png", self.picture(kind, opacity, classes))
+                continue
+            masks = coco_results(self._drawn(classes), self.classes, path.name)
+            for suffix, content in ((".geojson", self.polygons(classes)), ("_rle.json", masks)):
+                write_whole(f"{path}{suffix}", json.dumps(content).encode())
+
+    def _drawn(self, classes: Sequence[str] | None) -> np.ndarray:
+        """The labels of these classes; elsewhere -1, which is no class."""
+        if classes is None:
+            return self.labels
+        indices = class_indices(classes, self.classes)
+        return np.where(np.isin(self.labels, indices), self.labels.astype(np.int32), -1)
+
+
+def checked_kinds(kinds: Sequence[str]) -> list[str]:
+    """Each kind of result once. Raises InputError for an unknown one."""
+    if wrong := [kind for kind in kinds if kind not in KINDS]:
+        raise InputError(f"a result {wrong[0]!r}: expected some of {', '.join(KINDS)}")
+    return [kind for kind in KINDS if kind in kinds]
+
+
+def checked_opacity(opacity: float) -> float:
+    """Raises InputError for what is no number from 0 to 1."""
+    if not 0 <= opacity <= 1:
+        raise InputError(f"opacity={opacity}: expected a number from 0 to 1")
+    return opacity
+
+
+def class_indices(names: Sequence[str], classes: Sequence[str]) -> list[int]:
+    """The indices of classes of these names. Raises InputError: see `Segmentation`."""
+    folded = [name.strip().casefold() for name in classes]
+    for name in names:
+        if name.strip().casefold() not in folded:
+            near = get_close_matches(name.strip().casefold(), folded, 3, cutoff=0)
+            raise InputError(
+                f"no class is called {name!r}: expected names of the model's {len(classes)} "
+                f"classes; the nearest are {', '.join(classes[folded.index(it)] for it in near)}"
+            )
+    wanted = {name.strip().casefold() for name in names}
+    return [index for index, name in enumerate(folded) if name in wanted]
 
 
 def _of_one(views: Views, index: int) -> Views:
