@@ -1,5 +1,6 @@
 """Pictures and videos to disk: the one place that writes them."""
 
+import math
 import os
 import secrets
 from contextlib import suppress
@@ -62,7 +63,7 @@ class VideoWriter:
         except OSError as error:
             raise InputError(f"cannot write {path}: {reason(error)}") from error
         self._ascii_path = f"/proc/self/fd/{self._folder}/{self._partial}"
-        rate = round(frame_rate, 3 if frame_rate * 1000 <= VIDEO_CLOCK else 1)
+        rate = round(frame_rate, int(math.log10(VIDEO_CLOCK / frame_rate)))
         codec = cv2.VideoWriter_fourcc(*"mp4v")
         self._writer = cv2.VideoWriter(
             self._ascii_path, cv2.CAP_FFMPEG, codec, rate, (width, height)

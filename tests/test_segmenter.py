@@ -1,8 +1,10 @@
 """Use from Python: what transformers' model says of the same images, however they are given."""
 
+import json
 import shutil
 
 import numpy as np
+import oneflow as flow
 import pytest
 import torch
 import transformers
@@ -11,8 +13,11 @@ from test_prediction import ODD, huggingface, labels_of, photo
 
 from conftest import CLASSES as NAMES
 from conftest import run_tool
+from projects.SegFormer.dataset.folder import distinct_palette
+from projects.SegFormer.dataset.label_sources import decode_rle
+from projects.SegFormer.evaluation.inference import Inference
 from projects.SegFormer.evaluation.picture_inputs import BATCH
-from projects.SegFormer.evaluation.segmenter import Segmenter
+from projects.SegFormer.evaluation.segmenter import KINDS, Segmentation, Segmenter
 from projects.SegFormer.model_utils.model_weights import state_of
 from projects.SegFormer.model_utils.weight_writers import write_official
 from projects.SegFormer.modeling.errors import InputError
@@ -149,6 +154,107 @@ def test_overlay(segmenter, tmp_path):
     assert result.overlay().shape[1] > picture.shape[1]
     with pytest.raises(InputError, match="opacity=55: expected a number from 0 to 1"):
         result.overlay(opacity=55)
+
+
+def test_a_subset_of_classes_is_drawn(segmenter, tmp_path):
+    """The others are the plain image, and black in the colours; label files have all."""
+    picture = photo(tmp_path / "photo.png")
+    result = segmenter(picture)
+    first, second = np.argsort(-np.bincount(result.labels.ravel()))[:2]
+    names = [result.classes[second].upper() + " "]
+    others = result.labels != second
+    assert others.any() and not others.all()
+    shown = result.overlay(opacity=1, legend=False, classes=names)
+    np.testing.assert_array_equal(shown[others], picture[others])
+    assert (shown[~others] == result.palette[second]).all()
+    assert result.polygons(names)["features"]
+    for feature in result.polygons(names)["features"]:
+        assert feature["properties"]["index"] == second
+    whole = result.overlay(opacity=1, legend=False)
+    assert (whole[result.labels == first] == result.palette[first]).all()
+
+    result.save(tmp_path / "some", "a", KINDS, classes=names)
+    result.save(tmp_path / "all", "a", KINDS)
+    colours = np.asarray(Image.open(tmp_path / "some" / "a_colors.png"))
+    assert not colours[others].any() and (colours[~others] == result.palette[second]).all()
+    same = {"a_labels.png", "a_probabilities.png"}
+    for path in (tmp_path / "all").iterdir():
+        is_same = path.read_bytes() == (tmp_path / "some" / path.name).read_bytes()
+        assert is_same == (path.name in same)
+    masks = json.loads((tmp_path / "some" / "a_rle.json").read_text())
+    assert [mask["category_id"] for mask in masks] == [second]
+    (mask,) = masks
+    np.testing.assert_array_equal(decode_rle(mask["segmentation"]["counts"], 90, 130), ~others)
+
+
+def test_all_kinds_of_results(segmenter, tmp_path):
+    photo(tmp_path / "photo.png")
+    result = segmenter(tmp_path / "photo.png")
+    result.save(tmp_path / "out", kinds=["polygons", "probabilities"], opacity=0.1)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("photo.geojson", "photo_rle.json", "photo_probabilities.png")
+    }
+    with Image.open(tmp_path / "out" / "photo_probabilities.png") as picture:
+        assert picture.mode == "I;16"
+        stored = np.asarray(picture) / 65535
+    np.testing.assert_allclose(stored, result.confidence, rtol=0, atol=1 / 65535)
+    polygons = json.loads((tmp_path / "out" / "photo.geojson").read_text())
+    assert polygons == result.polygons()
+    areas = np.zeros(CLASSES, int)
+    for feature in polygons["features"]:
+        areas[feature["properties"]["index"]] += feature["properties"]["area"]
+    np.testing.assert_array_equal(areas, np.bincount(result.labels.ravel(), minlength=CLASSES))
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(kinds=["labels", "polygon"]), "a result 'polygon': expected some of labels, colors"),
+        (dict(opacity=float("nan")), "opacity=nan: expected a number from 0 to 1"),
+        (dict(classes=["thing 1", "tihng 4"]), "no class is called 'tihng 4': .*nearest.* thing 4"),
+    ],
+)
+def test_wrong_options_of_results_are_told(segmenter, tmp_path, options, words):
+    result = segmenter(photo(tmp_path / "photo.png"))
+    with pytest.raises(InputError, match=words):
+        result.save(tmp_path, **options)
+
+
+@pytest.mark.parametrize("classes, dtype", [(255, np.uint8), (256, np.uint16)])
+def test_label_files_of_8_and_of_16_bits(tmp_path, classes, dtype):
+    """In 8 bits 255 is what people take for no class."""
+    logits = np.zeros((1, classes, 2, 2), np.float32)
+    logits[:, -1] = 1
+    everywhere = dict(placement=flow.placement("cpu", [0]), sbp=flow.sbp.broadcast)
+    scores = {"prediction_scores": flow.tensor(logits, **everywhere)}
+    image = np.zeros((1, 3, 32, 32), np.float32)
+    views = Inference().views(lambda images: scores, image, (32, 32))
+    names, palette = [str(index) for index in range(classes)], distinct_palette(classes)
+    result = Segmentation(np.zeros((32, 32, 3), np.uint8), views, names, palette, "a")
+    result.save(tmp_path)
+    with Image.open(tmp_path / "a_labels.png") as picture:
+        labels = np.asarray(picture)
+    assert labels.dtype == result.labels.dtype == dtype and (labels == classes - 1).all()
+    colours = np.asarray(Image.open(tmp_path / "a_colors.png"))
+    assert (colours == palette[-1]).all()
+
+
+def test_options_of_the_tool(segmenter, weights, tmp_path, capsys):
+    photo(tmp_path / "photo.png")
+    result = segmenter(tmp_path / "photo.png")
+    result.save(tmp_path / "api", None, ["overlay", "polygons"], 0.8, ["thing 1", "thing 3"])
+    arguments = ["--weights", str(weights), str(tmp_path / "photo.png"), "--output"]
+    options = ["--save", "polygons,overlay", "--opacity", "0.8", "--classes", "Thing 3,thing 1"]
+    assert predict.main([*arguments, str(tmp_path / "tool"), *options]) == 0
+    written = [
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        for name in ("api", "tool")
+    ]
+    assert len(written[0]) == 3 and written[0] == written[1]
+    for options in (["--save", "label"], ["--opacity", "55"], ["--classes", "thing,thing 1"]):
+        with pytest.raises(InputError):
+            predict.main([*arguments, str(tmp_path / "wrong"), *options])
+    assert not (tmp_path / "wrong").exists()
 
 
 @pytest.mark.parametrize(
