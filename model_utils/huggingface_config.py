@@ -2,11 +2,11 @@
 
 import os
 
-from projects.SegFormer.model_utils.sizes import SIZES
 from projects.SegFormer.model_utils.weight_paths import how_to_get
 from projects.SegFormer.modeling.bounds import MODEL_SETTINGS
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.files import read_json
+from projects.SegFormer.modeling.sizes import SIZES
 
 # Name in transformers' config.json, name here, value when it is left out (SegformerConfig's).
 SETTINGS = (
@@ -56,17 +56,16 @@ def read_config(folder: str) -> dict:
 def _from_smp(config: dict, file: str) -> dict:
     """What the arguments of segmentation_models.pytorch's Segformer are in transformers."""
     name, kind = config["encoder_name"], config.get("_model_class", "Segformer")
-    size = name[-2:].upper() if isinstance(name, str) else None
-    if kind != "Segformer" or size not in SIZES or name != f"mit_{size.lower()}":
+    size = name[-2:] if isinstance(name, str) else None
+    if kind != "Segformer" or size not in SIZES or name != f"mit_{size}":
         raise InputError(
             f"{file} is of a {kind} with the encoder {name!r}: expected a Segformer with one of "
             "mit_b0 to mit_b5"
         )
-    hidden_sizes, depths = SIZES[size]
     return dict(
         architectures=[ARCHITECTURES[0]],
-        hidden_sizes=list(hidden_sizes),
-        depths=list(depths),
+        hidden_sizes=list(SIZES[size]["hidden_sizes"]),
+        depths=list(SIZES[size]["depths"]),
         num_channels=config.get("in_channels"),
         decoder_hidden_size=config.get("decoder_segmentation_channels"),
         num_labels=1 if config.get("classes") is None else config["classes"],

@@ -1,17 +1,11 @@
-"""The sizes of the paper's models, by which weights are recognised."""
+"""How weights are recognised as one of the paper's sizes."""
 
 from collections.abc import Mapping
 
-# By name: channels and blocks of the stages. mlp_ratios are 4 everywhere.
-SIZES = {
-    "B0": ((32, 64, 160, 256), (2, 2, 2, 2)),
-    "B1": ((64, 128, 320, 512), (2, 2, 2, 2)),
-    "B2": ((64, 128, 320, 512), (3, 4, 6, 3)),
-    "B3": ((64, 128, 320, 512), (3, 4, 18, 3)),
-    "B4": ((64, 128, 320, 512), (3, 8, 27, 3)),
-    "B5": ((64, 128, 320, 512), (3, 6, 40, 3)),
-}
-_PVT_RATIO = 8  # of the first two stages of PVTv2, whose names and sizes are the same otherwise
+from projects.SegFormer.modeling.sizes import SIZES
+
+# Of the first two stages of PVTv2, whose names and sizes are the same otherwise; here it is 4.
+_PVT_RATIO = 8
 
 
 def name_of_size(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
@@ -29,7 +23,7 @@ def name_of_size(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     hidden = shapes.get("segformer.blocks.0.0.mlp.dense_h_to_4h.bias")
     is_pvt = hidden == (_PVT_RATIO * channels[0],)
     for name, size in SIZES.items():
-        if size == (tuple(channels), tuple(blocks)):
-            return f"PVTv2-{name}" if is_pvt else name
+        if (size["hidden_sizes"], size["depths"]) == (tuple(channels), tuple(blocks)):
+            return f"PVTv2-{name.upper()}" if is_pvt else name.upper()
     listed = (", ".join(map(str, numbers)) for numbers in (channels, blocks))
     return "an encoder of {} channels and {} blocks".format(*listed)

@@ -1,21 +1,59 @@
-"""SegFormer of any size: `model_size=b3` for a run, `model_size.name = "b3"` in a config."""
+"""SegFormer of any size: `model_size=b3` for a run, `model_size.name = "b3"` in a config.
 
-from .mit_b0 import cfg as _b0
-from .mit_b1 import cfg as _b1
-from .mit_b2 import cfg as _b2
-from .mit_b3 import cfg as _b3
-from .mit_b4 import cfg as _b4
-from .mit_b5 import cfg as _b5
+mit_b0.py to mit_b5.py are those of one size; modeling/sizes.py has what they differ in.
+"""
 
-_OF_A_SIZE = ("depths", "hidden_sizes", "decoder_hidden_size")
+from libai.config import LazyCall
+from omegaconf import OmegaConf
 
-model_size = dict(
-    name="b0",
-    choices={
-        name: {setting: cfg[setting] for setting in _OF_A_SIZE}
-        for name, cfg in dict(b0=_b0, b1=_b1, b2=_b2, b3=_b3, b4=_b4, b5=_b5).items()
-    },
+from projects.SegFormer.modeling import sizes
+from projects.SegFormer.modeling.segformer_loadmodel import (
+    SegformerSegmentationLoadImageNetPretrain,
 )
-# The value of a setting for the size that is chosen when the config is read.
-of_the_chosen = "${model_size.choices.${model_size.name}.%s}"
-cfg = {**_b0, **{setting: of_the_chosen % setting for setting in _OF_A_SIZE}}
+
+model_size = dict(name="b0", choices=sizes.SIZES)
+
+
+def settings(size: str | None = None) -> dict:
+    """Of a model for segmentation; without a size, of that which is chosen when it is read."""
+    of_the_chosen = "${model_size.choices.${model_size.name}.%s}"
+    its = sizes.SIZES[size] if size else {name: of_the_chosen % name for name in sizes.SIZES["b0"]}
+    return dict(
+        num_channels=3,
+        # A value a stage.
+        depths=its["depths"],
+        hidden_sizes=its["hidden_sizes"],
+        num_attention_heads=[1, 2, 5, 8],
+        sr_ratios=[8, 4, 2, 1],
+        mlp_ratios=[4, 4, 4, 4],
+        patch_sizes=[7, 3, 3, 3],
+        strides=[4, 2, 2, 2],
+        drop_path_rate=0.1,
+        # As the paper's code has them. Weights from Hugging Face want 1e-5 in both.
+        layer_norm_eps=1e-6,
+        embed_norm_eps=1e-5,
+        decoder_hidden_size=its["decoder_hidden_size"],
+        decoder_dropout=0.1,
+        num_classes=150,
+        ignore_index=255,
+        loss=dict(
+            class_weights=None,  # a weight a class
+            label_smoothing=0.0,
+            # Only pixels whose own class has less than this probability, but so many an image at
+            # least.
+            ohem_threshold=None,
+            ohem_min_kept=100_000,
+            dice_weight=0.0,  # of a Dice loss beside the cross entropy
+        ),
+        # ImageNet-1K weights to start from: mit_bX.pth or a folder with pytorch_model.bin.
+        pretrained_model_path=None,
+    )
+
+
+def segmentation(size: str) -> tuple[dict, dict]:
+    """`cfg` and `model` of one size."""
+    model = LazyCall(SegformerSegmentationLoadImageNetPretrain)(cfg=settings(size))
+    return OmegaConf.to_container(model.cfg), model
+
+
+cfg = settings()
