@@ -6,6 +6,7 @@ train.ema it holds the averaged weights too, as `ema`. Beside it `last_checkpoin
 one, for LiBai's own Checkpointer; what that has saved can be resumed as well.
 """
 
+import ctypes
 import json
 import logging
 import os
@@ -29,6 +30,8 @@ from projects.SegFormer.modeling.errors import InputError, printable
 from projects.SegFormer.modeling.files import read_json, reason
 
 logger = logging.getLogger("libai." + __name__)
+
+LIBC = ctypes.CDLL(None, use_errno=True)
 
 RECORD = "checkpoint.json"
 LAST = "last_checkpoint"
@@ -77,8 +80,7 @@ class Checkpointer(LiBaiCheckpointer):
                 str(file.relative_to(partial)): file.stat().st_size for file in _files(partial)
             }
             (partial / RECORD).write_text(json.dumps(record, indent=1))
-            for file in _files(partial):
-                _flush(file)
+            _flush(partial)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -314,10 +316,16 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _flush(path: Path) -> None:
-    """Wait until `path` is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+def _flush(folder: Path) -> None:
+    """Wait until what was written in `folder` is on the disk. Raises OSError where it is not.
+
+    One call for the whole file system: a checkpoint has two files a tensor, and fsync takes
+    milliseconds for each.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        if LIBC.syncfs(descriptor):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(folder))
     finally:
         os.close(descriptor)

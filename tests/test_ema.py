@@ -10,7 +10,7 @@ import oneflow as flow
 import pytest
 from oneflow import nn
 
-from conftest import delayed, metrics, run_tool, train_sh, training
+from conftest import delayed, metrics, run_here, train_sh, training
 from projects.SegFormer.engine.checkpoint import Checkpointer
 from projects.SegFormer.engine.ema import WeightAverage
 from projects.SegFormer.engine.graph import SegformerGraph
@@ -215,7 +215,7 @@ def run(folder_data: Path, output: Path, *more: str, ranks: int = 1) -> None:
         code, _, stderr = train_sh(arguments[1], str(ranks), *arguments[2:], timeout=400)
         assert code == 0, stderr
     else:
-        process = run_tool("tools/train_net.py", *arguments)
+        process = run_here("tools/train_net.py", *arguments)
         assert process.returncode == 0, process.stderr
 
 
@@ -223,7 +223,7 @@ def evaluate(folder_data: Path, output: Path, weights: Path) -> float:
     """mIoU of `weights`."""
     load = f"train.load_weight={weights}"
     arguments = training(folder_data, output, "--eval-only", load)
-    process = run_tool("tools/train_net.py", *arguments)
+    process = run_here("tools/train_net.py", *arguments)
     assert process.returncode == 0, process.stderr
     return json.loads((output / "evaluation.json").read_text())["mIoU"]
 

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from conftest import train_sh, wait_until
-from projects.SegFormer.tools.watch import Record, parse, state_of, suspect
+from projects.SegFormer.engine.launcher.watch import Record, parse, state_of, suspect
 
 LAUNCH = (sys.executable, "tools/launch.py")
 # Rank 1 does what it is told, the others sleep.

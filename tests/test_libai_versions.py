@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from oneflow import nn
 
-from conftest import CONFIG, ROOT, losses, tiny_run
+from conftest import CONFIG, ROOT, losses, run_here, tiny_run
 from projects.SegFormer.engine.graph import SegformerGraph
 from projects.SegFormer.model_utils.weight_files import read_weights
 from projects.SegFormer.modeling.errors import InputError
@@ -119,7 +119,8 @@ def expected(folder_data, tmp_path_factory) -> Path:
     """The output of the project's script on one rank, under the installed LiBai."""
     output = tmp_path_factory.mktemp("expected")
     script = ("tools/train_net.py", "--config-file", CONFIG)
-    run(ROOT, sys.executable, *script, *overrides(folder_data, output))
+    process = run_here(*script, *overrides(folder_data, output))
+    assert process.returncode == 0, process.stderr
     return output
 
 
@@ -216,7 +217,8 @@ def test_checkpoints_to_and_from_libais_checkpointer(libai_root, folder_data, ex
     for name, value in read_weights(str(ours / "model_0000002")).items():
         np.testing.assert_array_equal(value, read_weights(str(theirs / "model_0000002"))[name])
     script = ("tools/train_net.py", "--config-file", CONFIG)
-    run(ROOT, sys.executable, *script, "--resume", *overrides(folder_data, theirs))
+    process = run_here(*script, "--resume", *overrides(folder_data, theirs))
+    assert process.returncode == 0, process.stderr
     check_losses(theirs, expected, range(4, 7))
 
 

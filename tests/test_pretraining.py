@@ -9,7 +9,7 @@ import oneflow as flow
 import pytest
 from libai.config import instantiate
 
-from conftest import CONFIG, TINY_MODEL, losses, run_tool, tiny_run
+from conftest import CONFIG, TINY_MODEL, losses, run_here, tiny_run
 from projects.SegFormer.engine.checkpoint import read_record
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.model_utils.model_weights import state_of
@@ -55,7 +55,7 @@ def pattern_images(tmp_path_factory) -> Path:
 def pretrained(pattern_images, tmp_path_factory) -> Path:
     """The output folder of the recipe, its augmentation, mixing and drop path on, in small."""
     output = tmp_path_factory.mktemp("pretrained")
-    process = run_tool(
+    process = run_here(
         *("tools/train_net.py", "--config-file", PRETRAINING, *TINY_ENCODER),
         f"data.root={pattern_images}",
         f"cfg.num_classes={len(PATTERNS)}",
@@ -114,7 +114,7 @@ def test_fine_tuning(pretrained, folder_data, tmp_path):
         "train.evaluation.eval_period=24",
         "optim.params.lr=8e-3",
     )
-    process = run_tool(
+    process = run_here(
         "tools/train_net.py", "--config-file", CONFIG, *tiny_run(folder_data, tmp_path, *more)
     )
     assert process.returncode == 0, process.stderr

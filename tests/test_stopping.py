@@ -17,7 +17,7 @@ from conftest import (
     losses,
     metrics,
     processes_with,
-    run_tool,
+    run_here,
     training,
     wait_until,
 )
@@ -154,7 +154,7 @@ def test_stop_in_an_evaluation_which_the_resumed_training_begins_with(slow_evalu
     arguments = training(
         folder_data, output, "train.evaluation.eval_period=4", "train.train_iter=8", "--resume"
     )
-    assert run_tool(TOOL, *arguments).returncode == 0
+    assert run_here(TOOL, *arguments).returncode == 0
     assert [line["iteration"] for line in metrics(output) if "mIoU" in line] == [4, 8]
     assert list(losses(output)) == list(range(1, 9))
 
@@ -290,7 +290,7 @@ def test_second_run_into_a_folder(begin, folder_data, start):
 
     before = content()
     for more in ((), ("--eval-only",)):
-        line = error_line(run_tool(TOOL, *training(folder_data, output, *more)))
+        line = error_line(run_here(TOOL, *training(folder_data, output, *more)))
         assert f"{output} is in use by process {process.pid} on {os.uname().nodename}" in line
         assert "train.output_dir=" in line
     assert content() == before
@@ -299,7 +299,7 @@ def test_second_run_into_a_folder(begin, folder_data, start):
     arguments = training(
         folder_data, output, "train.train_iter=1", "train.evaluation.enabled=False"
     )
-    assert run_tool(TOOL, *arguments).returncode == 0
+    assert run_here(TOOL, *arguments).returncode == 0
 
 
 @pytest.mark.slow

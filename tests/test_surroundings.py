@@ -36,7 +36,7 @@ def test_help_shows_the_examples(name, capsys):
     assert end.value.code == 0 and "show this help message" in shown
     text = module.__doc__
     if name == "train_net":
-        text = importlib.import_module("projects.SegFormer.tools.train_arguments").__doc__
+        text = importlib.import_module("projects.SegFormer.engine.train_arguments").__doc__
     examples = [line for line in text.splitlines() if line.startswith("    ")]
     assert examples and all(line in shown.splitlines() for line in examples)
 

@@ -21,6 +21,7 @@ from conftest import (
     error_line,
     losses,
     metrics,
+    run_here,
     run_tool,
     tensorboard_scalars,
     training,
@@ -156,7 +157,7 @@ def test_log_has_no_colours_and_no_copy_of_the_config(trained):
 @pytest.mark.slow
 def test_evaluation_alone_gives_the_same_result(folder_data, trained, tmp_path):
     command = training(folder_data, tmp_path, f"train.load_weight={trained}/model_final")
-    process = run_tool(TOOL, *command, "dataloader.test.0.num_workers=2", "--eval-only")
+    process = run_here(TOOL, *command, "dataloader.test.0.num_workers=2", "--eval-only")
     assert process.returncode == 0, process.stderr
     assert evaluation(tmp_path) == evaluation(trained)
     assert not list(tmp_path.glob("model_*"))
@@ -165,7 +166,7 @@ def test_evaluation_alone_gives_the_same_result(folder_data, trained, tmp_path):
 @pytest.mark.slow
 def test_fast_dev_run_with_options_in_any_order(folder_data, tmp_path):
     overrides = training(folder_data, tmp_path)[2:]
-    process = run_tool(
+    process = run_here(
         TOOL, *overrides[:3], "--fast-dev-run", *overrides[3:], "--config-file", CONFIG
     )
     assert process.returncode == 0, process.stderr
@@ -249,7 +250,8 @@ def test_interrupted_and_resumed(runs, folder_data, tmp_path, start, mode, numbe
         )
         assert last == done - 1, "the last step that was reported is the one that was saved"
 
-    process = run_tool(TOOL, *command, "--resume")
+    resume = run_tool if mode == "graph" else run_here
+    process = resume(TOOL, *command, "--resume")
     assert process.returncode == 0, process.stderr
     assert f"Training from iteration {last + 1} to 24" in process.stdout
     assert losses(tmp_path) == losses(runs[mode])
@@ -267,10 +269,10 @@ def test_resume_in_the_middle_of_an_accumulation(folder_data, tmp_path):
         "train.checkpointer.period=5",
         "train.evaluation.enabled=False",
     )
-    assert run_tool(TOOL, *command).returncode == 0
+    assert run_here(TOOL, *command).returncode == 0
     undisturbed = losses(tmp_path)
     shutil.rmtree(tmp_path / "model_final")
-    assert run_tool(TOOL, *command, "--resume").returncode == 0
+    assert run_here(TOOL, *command, "--resume").returncode == 0
     assert losses(tmp_path) == undisturbed
 
 
@@ -278,7 +280,7 @@ def test_resume_in_the_middle_of_an_accumulation(folder_data, tmp_path):
 def test_resume_of_a_finished_training_changes_nothing(folder_data, trained, tmp_path):
     output = tmp_path / "copy"
     shutil.copytree(trained, output)
-    process = run_tool(TOOL, *training(folder_data, output, "--resume"))
+    process = run_here(TOOL, *training(folder_data, output, "--resume"))
     assert process.returncode == 0, process.stderr
     assert losses(output) == losses(trained)
     assert evaluation(output) == evaluation(trained)
@@ -300,7 +302,7 @@ def error_of(folder_data: Path, trained: Path, tmp_path: Path, *more: str) -> st
     """The error of a training in a folder with checkpoints, which it leaves as they are."""
     output = tmp_path / "output"
     shutil.copytree(trained, output)
-    line = error_line(run_tool(TOOL, *training(folder_data, output, *more)))
+    line = error_line(run_here(TOOL, *training(folder_data, output, *more)))
     assert checkpoint_files(output) == checkpoint_files(trained)
     return line
 
@@ -395,7 +397,7 @@ def test_wrong_data_in_the_last_evaluation_leaves_the_training(folder_data, tmp_
     shutil.copytree(folder_data, data)
     (data / "images" / "val" / "03.png").write_text("not an image")
     output = tmp_path / "output"
-    process = run_tool(TOOL, *training(data, output, "train.evaluation.eval_period=1000"))
+    process = run_here(TOOL, *training(data, output, "train.evaluation.eval_period=1000"))
     assert "images/val/03.png" in error_line(process)
     assert len(losses(output)) == 24
     assert checkpoint_record(output / "model_final")["iteration"] == 23
@@ -410,7 +412,7 @@ def test_loss_that_is_not_finite(folder_data, tmp_path):
         "train.warmup_ratio=0.04",
         "train.checkpointer.period=1",
     )
-    process = run_tool(TOOL, *training(folder_data, tmp_path, *diverging))
+    process = run_here(TOOL, *training(folder_data, tmp_path, *diverging))
     line = error_line(process)
     assert "loss is not finite at iteration 2" in line and str(tmp_path) in line
     assert list(losses(tmp_path)) == [1, 2]
@@ -427,6 +429,6 @@ def test_weights_that_are_not_finite_are_not_saved(folder_data, tmp_path):
         "train.warmup_ratio=0.04",
         "train.checkpointer.period=1",
     )
-    line = error_line(run_tool(TOOL, *training(folder_data, tmp_path, *diverging)))
+    line = error_line(run_here(TOOL, *training(folder_data, tmp_path, *diverging)))
     assert "not finite after iteration 1" in line and "model_0000001" in line
     assert [path.name for path in tmp_path.glob("*model*")] == ["model_0000000"]

@@ -47,16 +47,17 @@ from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.segformer_model import MIN_SIDE, SegformerForSemanticSegmentation
 from projects.SegFormer.tools.get_flops import model_settings
 
-TOOLS = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
+WORKERS_FOLDER = ROOT / "engine" / "benchmark"
 ENGINES = ("oneflow", "graph", "onnx")
 REFERENCES = ("transformers", "transformers-compiled", "transformers-onnx")
 LABEL_MAP_ENGINES = ("oneflow", "transformers", "transformers-compiled")
-# Of an engine, what runs it and what it runs; the others run benchmark_oneflow.py with "model".
+# Of an engine, what runs it and what it runs; the others run on_oneflow.py with "model".
 WORKERS = {
-    "onnx": ("benchmark_onnx.py", "ours.onnx"),
-    "transformers": ("benchmark_transformers.py", "model"),
-    "transformers-compiled": ("benchmark_transformers.py", "model"),
-    "transformers-onnx": ("benchmark_onnx.py", "theirs.onnx"),
+    "onnx": ("on_onnxruntime.py", "ours.onnx"),
+    "transformers": ("on_transformers.py", "model"),
+    "transformers-compiled": ("on_transformers.py", "model"),
+    "transformers-onnx": ("on_onnxruntime.py", "theirs.onnx"),
 }
 OPTIMIZER = dict(lr=6e-5, weight_decay=0.01)
 PR_SET_PDEATHSIG = 1
@@ -65,9 +66,7 @@ PR_SET_PDEATHSIG = 1
 def main(arguments: list[str]) -> None:
     args = _parser().parse_args(arguments)
     check(args)
-    config = args.config or os.path.relpath(
-        TOOLS.parent / f"configs/models/mit_{args.model_size}.py"
-    )
+    config = args.config or os.path.relpath(ROOT / f"configs/models/mit_{args.model_size}.py")
     settings = model_settings(config, args.overrides)
     if "decoder_hidden_size" not in settings:
         raise InputError(f"{config} is of a classification model: give one for segmentation")
@@ -165,7 +164,7 @@ def export_ours(folder: Path, settings: dict) -> None:
 def export_theirs(folder: Path, python: str) -> dict[str, str]:
     """theirs.onnx, by torch.onnx from transformers; the versions of those."""
     files = (folder / name for name in ("model", "images.npy", "theirs.onnx"))
-    export = [python, TOOLS / WORKERS["transformers"][0], "--export", *files]
+    export = [python, WORKERS_FOLDER / WORKERS["transformers"][0], "--export", *files]
     process = subprocess.run(list(map(str, export)), capture_output=True, text=True)
     if process.returncode:
         why = reason(process.returncode, process.stderr)
@@ -211,7 +210,7 @@ class Side:
 
     def __init__(self, engine: str, folder: Path, name: str, args: argparse.Namespace):
         """Start it. Its files in `folder` begin with `name`."""
-        script, model = WORKERS.get(engine, ("benchmark_oneflow.py", "model"))
+        script, model = WORKERS.get(engine, ("on_oneflow.py", "model"))
         self.engine, self.seconds, self.peak_memory = engine, [], 0
         of_transformers = script == WORKERS["transformers"][0]
         self._python = args.reference_python if of_transformers else sys.executable
@@ -240,7 +239,7 @@ class Side:
 
         with open(self._errors, "w") as errors:
             self._process = subprocess.Popen(
-                [self._python, str(TOOLS / script), str(folder / f"{name}.json")],
+                [self._python, str(WORKERS_FOLDER / script), str(folder / f"{name}.json")],
                 env=environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

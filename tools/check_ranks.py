@@ -8,8 +8,8 @@ One process finds out in seconds, and says in one line, what all of them would f
 import projects.SegFormer.engine.process  # noqa: F401
 
 from projects.SegFormer.engine import command_line
+from projects.SegFormer.engine.train_arguments import parse
 from projects.SegFormer.modeling.errors import InputError
-from projects.SegFormer.tools.train_arguments import parse
 from projects.SegFormer.tools.train_net import configure
 
 

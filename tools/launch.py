@@ -23,11 +23,11 @@ import sys
 import time
 from typing import NamedTuple
 
+from projects.SegFormer.engine.launcher.machines import DONE, FAIL, GRACE, STOP, Machines, say
+from projects.SegFormer.engine.launcher.meeting import TOKEN, Missing, meet
+from projects.SegFormer.engine.launcher.watch import Watch, show_threads
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.files import reason
-from projects.SegFormer.tools.machines import DONE, FAIL, GRACE, STOP, Machines, say
-from projects.SegFormer.tools.meeting import TOKEN, Missing, meet
-from projects.SegFormer.tools.watch import Watch, show_threads
 
 # GRACE is also how long ranks that are asked to end have until they are killed.
 STOP_GRACE = 120  # seconds from the first rank that stopped in order until the others must have

@@ -3,7 +3,7 @@
 import sys
 
 from projects.SegFormer.engine import command_line, signals
-from projects.SegFormer.tools.train_arguments import parse
+from projects.SegFormer.engine.train_arguments import parse
 
 # isort: split
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ import select
 import socket
 import time
 
+from projects.SegFormer.engine.launcher.machines import FAIL, Connection, Machines, say
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.files import reason
-from projects.SegFormer.tools.machines import FAIL, Connection, Machines, say
 
 TOKEN = "SEGFORMER_TOKEN"
 HANDSHAKE = 5  # seconds

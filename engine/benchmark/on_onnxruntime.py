@@ -3,7 +3,7 @@
 import numpy as np
 import onnxruntime
 
-from projects.SegFormer.tools.benchmark_worker import Work, peak_resident, serve
+from projects.SegFormer.engine.benchmark.worker import Work, peak_resident, serve
 
 
 def build(job: dict, images: np.ndarray, labels: np.ndarray) -> Work:

@@ -1,6 +1,6 @@
 """What the launchers of several machines tell each other: how their ranks ended.
 
-A star: each has a connection to machine 0, which passes on what it hears. tools/meeting.py makes
+A star: each has a connection to machine 0, which passes on what it hears. engine/launcher/meeting.py makes
 the connections.
 """
 

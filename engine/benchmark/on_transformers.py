@@ -1,7 +1,7 @@
 """transformers' SegFormer in PyTorch, for tools/benchmark.py, which starts it in any Python.
 
-    python tools/benchmark_transformers.py JOB.json
-    python tools/benchmark_transformers.py --export FOLDER IMAGES.npy MODEL.onnx
+    python engine/benchmark/on_transformers.py JOB.json
+    python engine/benchmark/on_transformers.py --export FOLDER IMAGES.npy MODEL.onnx
 
 The second form exports the model by torch.onnx, for images of that size and number.
 """
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import transformers
 
-from benchmark_worker import Work, peak_resident, serve
+from worker import Work, peak_resident, serve
 
 VERSIONS = {"torch": torch.__version__, "transformers": transformers.__version__}
 

@@ -8,11 +8,11 @@ from libai.utils import distributed as dist
 from omegaconf import OmegaConf
 
 from projects.SegFormer.configs.common.train import train
+from projects.SegFormer.engine.benchmark.worker import Work, peak_resident, serve
 from projects.SegFormer.engine.graph import SegformerGraph
 from projects.SegFormer.engine.libai_mends import mend_libai
 from projects.SegFormer.model_utils.segf_loader import SegFLoaderHuggerFace
 from projects.SegFormer.modeling.segformer_model import SegformerForSemanticSegmentation, to_input
-from projects.SegFormer.tools.benchmark_worker import Work, peak_resident, serve
 
 
 def build(job: dict, images: np.ndarray, labels: np.ndarray) -> Work:

@@ -1,0 +1,1 @@
+"""The two sides of tools/benchmark.py: their processes, and what those compute."""
