@@ -12,6 +12,7 @@ from projects.SegFormer.engine.config_values import check_values, is_path
 from projects.SegFormer.engine.described_data import fill_in
 from projects.SegFormer.engine.yaml_config import load_yaml
 from projects.SegFormer.modeling.errors import InputError
+from projects.SegFormer.modeling.settings import check_settings
 
 apply_overrides = LazyConfig.apply_overrides  # LiBai's, before libai_mends puts `complete` there
 
@@ -79,6 +80,44 @@ def file_values(file: str) -> DictConfig:
     if "cfg" in config:
         config.model.cfg = config.pop("cfg")
     return config
+
+
+def model_settings(file: str, overrides: list[str]) -> DictConfig:
+    """The model's config in a config to run, or in one of configs/models.
+
+    Raises InputError for a config that cannot be read, and for a setting that the model lacks.
+    """
+    model = _model_of_file(file, overrides) or load_config(file, overrides).model
+    model_class = model.get("_target_")
+    if not hasattr(model_class, "from_config"):
+        raise InputError(f"{file} has no model of this project: expected its class as _target_")
+    try:
+        model_class.from_config(model.cfg)
+        check_settings(model.cfg)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+    return model.cfg
+
+
+def _model_of_file(file: str, overrides: list[str]) -> DictConfig | None:
+    """`model` of a file of configs/models with `overrides`; None if it is another file."""
+    if not (file.endswith(".py") and os.path.isfile(file)):
+        return None
+    try:
+        config = LazyConfig.load(file)
+    except Exception:  # load_config tells of it
+        return None
+    if "train" in config or "cfg" not in config or "model" not in config:
+        return None
+    for override in overrides:
+        if not override.startswith("cfg.") or "=" not in override:
+            raise InputError(f"override {override!r}: expected cfg.key=value for {file}")
+    try:
+        config = apply_overrides(config, overrides)
+    except Exception as error:  # Hydra's and OmegaConf's have no common class
+        raise InputError(f"cannot read the overrides {' '.join(overrides)}") from error
+    config.model.cfg = config.cfg
+    return config.model
 
 
 def full_key(override: str) -> str:

@@ -19,6 +19,7 @@ from libai.config import LazyConfig
 from libai.engine.default import DefaultTrainer
 from libai.utils import distributed as dist
 from libai.utils.checkpoint import Checkpointer
+from omegaconf import OmegaConf
 
 from projects.SegFormer.engine.config import complete
 from projects.SegFormer.engine.log import set_up_log
@@ -48,6 +49,14 @@ def mend_libai() -> None:
         instantiation._call_target = lambda target, arguments: target(**arguments)
     if "projects.SegFormer.engine.process" not in sys.modules:
         _serve_scripts()
+
+
+def mend_for_one_process() -> None:
+    """`mend_libai`, and LiBai's ranks as they are for a tool, which is one process."""
+    mend_libai()
+    dist.setup_dist_util(
+        OmegaConf.create({f"{of}_parallel_size": 1 for of in ("data", "tensor", "pipeline")})
+    )
 
 
 def _data_parallel_rank() -> int:

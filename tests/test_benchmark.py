@@ -14,8 +14,10 @@ import torch
 import transformers
 
 from conftest import ROOT, TINY_MODEL, error_line, run_tool, wait_until
+from projects.SegFormer.engine.benchmark import on_oneflow, sides
+from projects.SegFormer.engine.config import model_settings
 from projects.SegFormer.modeling.errors import InputError
-from projects.SegFormer.tools import benchmark, benchmark_oneflow
+from projects.SegFormer.tools import benchmark
 
 TOOL = "tools/benchmark.py"
 TINY = ("--size", "64", "96", "--rounds", "2", "--iterations", "3", *TINY_MODEL)
@@ -69,21 +71,21 @@ def test_inference_of_other_engines(engine, against, tmp_path):
 def work(tmp_path_factory):
     """What an engine's process measures: `(engine, **job)` to its Work, on the same inputs."""
     folder = tmp_path_factory.mktemp("inputs")
-    config = benchmark.model_settings(str(ROOT / "configs/models/mit_b0.py"), list(TINY_MODEL))
+    config = model_settings(str(ROOT / "configs/models/mit_b0.py"), list(TINY_MODEL))
     settings = benchmark.OmegaConf.to_container(config) | dict(
         drop_path_rate=0.0, decoder_dropout=0.0
     )
-    benchmark.write_inputs(folder, SimpleNamespace(batch=2, size=(72, 105)), settings)
+    sides.write_inputs(folder, SimpleNamespace(batch=2, size=(72, 105)), settings)
     arrays = [np.load(folder / f"{name}.npy") for name in ("images", "labels")]
-    always = dict(model=str(folder / "model"), device="cpu", optimizer=benchmark.OPTIMIZER)
+    always = dict(model=str(folder / "model"), device="cpu", optimizer=sides.OPTIMIZER)
     always |= dict(threads=len(os.sched_getaffinity(0)), training=False, label_map=False)
 
     def of(engine: str, **job):
-        build = benchmark_oneflow.build
+        build = on_oneflow.build
         if engine.startswith("transformers"):
             with pytest.MonkeyPatch.context() as context:
-                context.setattr(sys, "path", [str(benchmark.TOOLS), *sys.path])
-                from benchmark_transformers import build
+                context.setattr(sys, "path", [str(sides.FOLDER), *sys.path])
+                from on_transformers import build
         return build(always | dict(engine=engine) | job, *arrays)
 
     return of
@@ -155,10 +157,10 @@ def test_label_map_without_pillow_is_told(work, monkeypatch):
 )
 @pytest.mark.parametrize("label_map", [False, True])
 def test_job_that_a_process_is_handed(engine, of_reference, label_map, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark.subprocess, "Popen", lambda command, **_: command)
+    monkeypatch.setattr(sides.subprocess, "Popen", lambda command, **_: command)
     args = benchmark._parser().parse_args(["--label-map"] if label_map else [])
     args.reference_python, args.threads = "other/python", 1
-    python, script, job = benchmark.Side(engine, tmp_path, "b", args)._process
+    python, script, job = sides.Side(engine, tmp_path, "b", args)._process
     assert python == ("other/python" if of_reference else sys.executable)
     assert Path(script).is_file() and ("transformers" in Path(script).name) == of_reference
     job = json.loads(Path(job).read_text())
@@ -170,18 +172,18 @@ def test_label_maps_are_compared_by_pixels():
     maps = np.zeros((1, 2, 10, 10), np.int64)
     other = maps.copy()
     other[0, 1, 3, 4:8] = [1, 100, 7, 1]
-    sides = [
+    both = [
         SimpleNamespace(
             engine=engine, versions={}, seconds=[[second]] * 2, peak_memory=2**30, results=results
         )
         for engine, second, results in (("oneflow", 1.0, maps), ("transformers", 3.0, other))
     ]
-    comparison = benchmark.comparison(*sides, label_maps=True)
+    comparison = sides.comparison(*both, label_maps=True)
     assert comparison["differing_pixels"] == 4 / 200 and comparison["ratio"] == 3
     assert not {"largest_difference", "largest_result"} & set(comparison)
     report = dict(config="c", num_classes=101, training=False, label_map=True, batch=2)
     report |= dict(size=[10, 10], device="cpu", cpu="a CPU", threads=1, cores_of_others=0.0)
-    report |= dict(sides=[benchmark.summary(side, 2) for side in sides]) | comparison
+    report |= dict(sides=[sides.summary(side, 2) for side in both]) | comparison
     printed = benchmark.format_report(report)
     assert "101 classes: evaluation, 2x10x10" in printed
     assert "label maps differ in 2 % of the pixels" in printed and "logits" not in printed
@@ -251,7 +253,7 @@ FRAME = 'Traceback (most recent call last):\n  File "x.py", line 1, in <module>\
     ],
 )  # fmt: skip
 def test_reason_is_the_line_of_the_error(code, errors, expected):
-    assert benchmark.reason(code, errors) == expected
+    assert sides.reason(code, errors) == expected
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,8 @@ from projects.SegFormer.modeling.errors import InputError
 TOOLS = sorted(
     path.stem for path in (ROOT / "tools").glob("*.py") if "\nif __name__" in path.read_text()
 )
-OWN_TALK = {  # started by other tools, with arguments that nobody types
-    *("benchmark_oneflow", "benchmark_onnx", "benchmark_transformers", "check_ranks", "train_net"),
-}
+# Started by train.sh, with arguments that nobody types.
+OWN_TALK = {"check_ranks", "train_net"}
 LEFT_OVER = dict(
     WORLD_SIZE="4", RANK="2", LOCAL_RANK="2", MASTER_ADDR="192.0.2.1", MASTER_PORT="12345"
 )

@@ -20,15 +20,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from libai.config import LazyConfig
-from libai.utils import distributed as dist
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
 
-from projects.SegFormer.configs.common.train import train
 from projects.SegFormer.dataset.transforms import IMAGENET_MEAN, IMAGENET_STD
 from projects.SegFormer.engine import command_line
 from projects.SegFormer.engine.config import load_config
-from projects.SegFormer.engine.libai_mends import mend_libai
+from projects.SegFormer.engine.libai_mends import mend_for_one_process
 from projects.SegFormer.evaluation.classifier import class_names as classes_of_data
 from projects.SegFormer.evaluation.prediction import (
     classes_and_palette,
@@ -98,7 +96,7 @@ def main(arguments: list[str]) -> None:
     args = _parser().parse_args(arguments)
     if os.path.exists(args.output):
         raise InputError(f"{args.output} is already there: remove it, or choose another --output")
-    mend_libai()
+    mend_for_one_process()
     args.source, _ = find_weights(snapshot(args.source))
     opened, key_format = open_in_any_format(args.source)
     state = dict(opened.read())
@@ -277,9 +275,6 @@ def check_family(settings: dict) -> None:
 
 def check(state: dict, settings: dict, source: str) -> None:
     """Raises InputError unless the weights fill the model that is written down with them."""
-    # LiBai's default number of layers, without its warning.
-    one_rank = {**train["dist"], "pipeline_num_layers": 10_000}
-    dist.setup_dist_util(OmegaConf.create(one_rank))
     model = MODELS[architecture_of(state)]
     check_size(settings, LazyState.of(state))
     load_state(model(**model_arguments(model, settings)), lambda: LazyState.of(state), source)

@@ -4,21 +4,16 @@ import projects.SegFormer.engine.process  # noqa: F401
 
 import numpy as np
 import oneflow as flow
-from libai.utils import distributed as dist
-from omegaconf import OmegaConf
 
-from projects.SegFormer.configs.common.train import train
 from projects.SegFormer.engine.benchmark.worker import Work, peak_resident, serve
 from projects.SegFormer.engine.graph import SegformerGraph
-from projects.SegFormer.engine.libai_mends import mend_libai
+from projects.SegFormer.engine.libai_mends import mend_for_one_process
 from projects.SegFormer.model_utils.segf_loader import SegFLoaderHuggerFace
 from projects.SegFormer.modeling.segformer_model import SegformerForSemanticSegmentation, to_input
 
 
 def build(job: dict, images: np.ndarray, labels: np.ndarray) -> Work:
-    mend_libai()
-    # LiBai's default number of layers, without its warning.
-    dist.setup_dist_util(OmegaConf.create({**train["dist"], "pipeline_num_layers": 10_000}))
+    mend_for_one_process()
     flow.set_num_threads(job["threads"])
     used_before = _gpu_memory() if job["device"] == "cuda" else 0
     model = SegFLoaderHuggerFace(SegformerForSemanticSegmentation, {}, job["model"]).load()

@@ -1,7 +1,7 @@
 """What the launchers of several machines tell each other: how their ranks ended.
 
-A star: each has a connection to machine 0, which passes on what it hears. engine/launcher/meeting.py makes
-the connections.
+A star: each has a connection to machine 0, which passes on what it hears. meeting.py makes the
+connections.
 """
 
 import select

@@ -34,7 +34,7 @@ from projects.SegFormer.dataset.coco_stuff import _read_mat
 from projects.SegFormer.dataset.image_files import image_size, read_image, read_label
 from projects.SegFormer.dataset.list_files import read_names, read_rows
 from projects.SegFormer.engine.checkpoint import last_checkpoint
-from projects.SegFormer.engine.config import load_config
+from projects.SegFormer.engine.config import load_config, model_settings
 from projects.SegFormer.engine.writers import _drop_later_lines
 from projects.SegFormer.evaluation.onnx_model import OnnxModel
 from projects.SegFormer.evaluation.prediction import classes_and_palette
@@ -44,7 +44,6 @@ from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.segformer_model import SegformerForSemanticSegmentation
 from projects.SegFormer.tools.analyze import draw, read_metrics, summary
 from projects.SegFormer.tools.convert_weights import main as convert
-from projects.SegFormer.tools.get_flops import model_settings
 
 SECONDS = 10  # of the processor's time, for one file
 TINY = dict(
