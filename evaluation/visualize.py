@@ -44,7 +44,8 @@ def overlay(
 
     Args:
         image: (H,W,3) uint8 RGB.
-        label_map: (H,W) training ids; what is no class, like 255, is hatched.
+        label_map: (H,W) training ids; what is no class, like 255, is hatched, but not if it is
+            negative: there the image shows unchanged.
         classes, palette: name and RGB of each class.
         alpha: weight of the colours and lines, from 0 (image only) to 1 (colours only).
         legend: whether to add `legend_panel` on the right.
@@ -65,7 +66,7 @@ def overlay(
         raise InputError(f"{len(classes)} classes and {len(palette)} colours: expected as many")
     is_class = _is_class(label_map, palette)
     colours = np.where(is_class[..., None], colorize(label_map, palette), image)
-    colours[_stripes(label_map.shape) & ~is_class] = PAPER
+    colours[_stripes(label_map.shape) & (label_map >= len(palette))] = PAPER
     colours[contours(label_map)] = PAPER
     blend = cv2.addWeighted(image, 1 - alpha, colours, alpha, 0)
     if not legend:
@@ -167,7 +168,7 @@ def legend_panel(
     """Colour, name and share of all pixels of each class that is present, the largest first.
 
     One of less than a thousandth is left out, unless all are. What is no class comes last, as
-    "ignored" with a hatched field.
+    "ignored" with a hatched field, unless it is negative.
 
     Args:
         label_map: training ids, of any shape.
@@ -183,7 +184,7 @@ def legend_panel(
     least = LEAST_SHARE if shares.max(initial=0) >= LEAST_SHARE else 0
     order = [i for i in np.argsort(-counts, kind="stable") if counts[i] and shares[i] >= least]
     entries = [(drawable(classes[index]), shares[index], palette[index]) for index in order]
-    if (ignored := 1 - shares.sum()) >= LEAST_SHARE:
+    if (ignored := (label_map >= len(palette)).mean()) >= LEAST_SHARE:
         entries.append(("ignored", ignored, None))
     texts = [f"{name}  {share:.1%}" for name, share, _ in entries]
     size = _text_size(height)

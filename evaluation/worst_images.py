@@ -10,10 +10,15 @@ import numpy as np
 from projects.SegFormer.dataset.image_files import as_rgb
 from projects.SegFormer.dataset.transforms import IGNORE_INDEX
 from projects.SegFormer.evaluation.pictures import write_png
-from projects.SegFormer.evaluation.visualize import captioned, colorize, contact_sheet
+from projects.SegFormer.evaluation.visualize import (
+    Palette,
+    captioned,
+    contact_sheet,
+    overlay,
+    unused_colour,
+)
 
 TILE = (240, 360)  # height, width that each picture is made to fit in
-WRONG = (255, 60, 60)  # colour of wrong pixels
 
 Entry = tuple[float, int, np.ndarray]  # score, index in the data set, prediction (H, W)
 
@@ -30,7 +35,7 @@ class LowestScores:
         if np.isnan(score) or not self.count:
             return
         if len(self._kept) < self.count or (-score, -index) > self._kept[0][:2]:
-            heapq.heappush(self._kept, (-score, -index, prediction.astype(np.uint8)))
+            heapq.heappush(self._kept, (-score, -index, prediction.astype(np.uint16)))
         if len(self._kept) > self.count:
             heapq.heappop(self._kept)
 
@@ -50,8 +55,9 @@ def draw_sheet(path: str | Path, dataset, entries: Sequence[Entry]) -> None:
     for score, index, prediction in entries:
         image, label = dataset.load(index)
         image = as_rgb(image)
-        colours = (colorize(it, dataset.palette) for it in (label, prediction))
-        row = [image, *colours, wrong_pixels(image, label, prediction)]
+        known = dataset.classes, dataset.palette
+        colours = (overlay(image, it, *known, 1, legend=False) for it in (label, prediction))
+        row = [image, *colours, wrong_pixels(image, label, prediction, dataset.palette)]
         row = [_fit(picture) for picture in row]
         row[0] = captioned(row[0], f"{score:.1f}%  {Path(dataset.images[index]).stem}")
         rows.append(row)
@@ -59,10 +65,12 @@ def draw_sheet(path: str | Path, dataset, entries: Sequence[Entry]) -> None:
     write_png(path, sheet)
 
 
-def wrong_pixels(image: np.ndarray, label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """The image (H, W, 3) darkened, with its wrong pixels in one bright colour."""
+def wrong_pixels(
+    image: np.ndarray, label: np.ndarray, prediction: np.ndarray, palette: Palette
+) -> np.ndarray:
+    """The image (H, W, 3) darkened, with its wrong pixels in a bright colour that no class has."""
     picture = image // 3
-    picture[(label != prediction) & (label != IGNORE_INDEX)] = WRONG
+    picture[(label != prediction) & (label != IGNORE_INDEX)] = unused_colour(palette)
     return picture
 
 

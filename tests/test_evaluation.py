@@ -327,7 +327,9 @@ def test_sheet_of_the_worst_images(outputs, trained, folder_data):
     sheet = cv2.imread(str(outputs / "worst" / "worst_images.png"))
     height, width = sheet.shape[:2]
     assert 3 * 240 < height < 4 * 240 and 4 * 360 < width < 5 * 360  # 3 rows of 4 pictures
-    assert (sheet == (60, 60, 255)).all(axis=-1).any()  # wrong pixels, in BGR
+    palette = load_config(str(trained / "config.yaml"), []).dataloader.test[0].dataset.palette
+    wrong = unused_colour([tuple(colour) for colour in palette])
+    assert (sheet[..., ::-1] == wrong).all(axis=-1).any()
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
-"""Label maps of images and videos, drawn for people.
+"""Label maps of images and videos, drawn for people; of a classifier the likeliest classes.
 
-    python tools/predict.py --weights output/model_best --output predictions FILE_OR_FOLDER ...
+    python tools/predict.py --weights output/segformer_own FILE_OR_FOLDER ...
     python tools/predict.py --config configs/segformer_city.py --weights WEIGHTS \\
         --output predictions FILE_OR_FOLDER ... [key=value ...]
 
@@ -12,7 +12,8 @@ For each image NAME it writes what --save says:
     polygons       NAME.geojson, in pixels, and NAME_rle.json, COCO's run lengths
 A video gives NAME_colors.mp4 and NAME_overlay.mp4, without sound and legend; of the other kinds a
 file for each frame, in a folder NAME_labels and so on. Of a folder all images and videos are taken,
-subfolders included, but nothing hidden and no results of an earlier prediction.
+subfolders included, but nothing hidden and no results of an earlier prediction. A classifier writes
+no files: its best five classes are printed.
 
 WEIGHTS are an output folder of a training or a checkpoint in it, a folder of Hugging Face or of
 tools/convert_weights.py, a .onnx file of tools/export.py, which ONNX Runtime runs on the CPU, or
@@ -36,12 +37,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from projects.SegFormer.engine import command_line
+from projects.SegFormer.evaluation.classifier import Classifier, predictor_of
 from projects.SegFormer.evaluation.input_files import SUFFIXES, find_images, is_video
 from projects.SegFormer.evaluation.result_files import check_folder
 from projects.SegFormer.evaluation.segmenter import (
     OPACITY,
     RESULTS,
-    Segmenter,
     checked_kinds,
     checked_opacity,
     class_indices,
@@ -49,6 +50,8 @@ from projects.SegFormer.evaluation.segmenter import (
 from projects.SegFormer.evaluation.videos import segment_video
 from projects.SegFormer.modeling.errors import InputError, printable
 from projects.SegFormer.modeling.files import reason
+
+BEST = 5  # classes that a classifier prints
 
 
 def main(arguments: list[str]) -> int:
@@ -62,8 +65,8 @@ def main(arguments: list[str]) -> int:
     check_folder(args.output)
     overrides = [word for word in args.images if is_override(word)]
     files = find_images([Path(it) for it in args.images if it not in overrides], args.output)
-    segmenter = Segmenter(args.weights, args.config, overrides, args.engine)
-    class_indices(wanted["classes"] or (), segmenter.classes)  # before it takes long
+    predictor = predictor_of(args.weights, args.config, overrides, args.engine)
+    class_indices(wanted["classes"] or (), predictor.classes)  # before it takes long
     kind = "image"
     if any(map(is_video, files.values())):
         kind = "file"
@@ -72,17 +75,24 @@ def main(arguments: list[str]) -> int:
     for name, file in tqdm(files.items(), unit=kind, disable=None, file=sys.stderr):
         target = Path(args.output) / name
         try:
-            if is_video(file):
-                segment_video(segmenter, file, target.with_suffix(""), **wanted)
+            if isinstance(predictor, Classifier):
+                best = (f"{share:.1%} {printable(it)}" for it, share in predictor(file).top(BEST))
+                tqdm.write(f"{printable(file)}: {', '.join(best)}")
+            elif is_video(file):
+                segment_video(predictor, file, target.with_suffix(""), **wanted)
             else:
-                segmenter(file).save(target.parent, target.name, **wanted)
+                predictor(file).save(target.parent, target.name, **wanted)
         except Exception as error:  # whatever it is, the other files are done
             failed += 1
             told = isinstance(error, InputError)
             text = str(error) if told else f"{type(error).__name__}: {reason(error)}"
             text = text if str(InputError(str(file))) in text else f"{file}: {text}"
             tqdm.write(f"error: {InputError(text)}", file=sys.stderr)
-    print(f"{len(files) - failed} of {len(files)} {kind}s segmented: see {printable(args.output)}")
+    done = f"{len(files) - failed} of {len(files)} {kind}s"
+    if isinstance(predictor, Classifier):
+        print(f"{done} classified")
+    else:
+        print(f"{done} segmented: see {printable(args.output)}")
     return 1 if failed else 0
 
 
@@ -106,7 +116,9 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         help="checkpoint or output folder of a training, folder of Hugging Face, or a .onnx file",
     )
-    parser.add_argument("--output", required=True, help="folder for the results")
+    parser.add_argument(
+        "--output", default="predictions", help="folder for the results, by default %(default)s"
+    )
     parser.add_argument(
         "--save", default=",".join(RESULTS), help="kinds of results, by default %(default)s"
     )

@@ -5,18 +5,18 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from projects.SegFormer.dataset.image_files import as_rgb
 from projects.SegFormer.dataset.transforms import IGNORE_INDEX
+from projects.SegFormer.evaluation.fonts import font_for
 from projects.SegFormer.evaluation.mean_iou import count, mean_iou
 from projects.SegFormer.evaluation.report.record import VIEWS, Evaluated, Picture
-from projects.SegFormer.evaluation.visualize import drawable, overlay
+from projects.SegFormer.evaluation.visualize import LEAST_SHARE, drawable, overlay
 from projects.SegFormer.evaluation.worst_images import wrong_pixels
 
 SHOWN = 5  # images of a kind
 TILE = (360, 480)  # height, width that each picture is made to fit in
-LEAST_SHARE = 0.001  # of an image's pixels, that a class needs to be in its legend
 RIGHT, ORANGE = np.array((0, 114, 178)), np.array((213, 94, 0))  # as in the page
 
 
@@ -35,11 +35,11 @@ def draw_picture(dataset, index: int, prediction: np.ndarray) -> Picture:
     height, width = (max(1, round(side * scale)) for side in label.shape)
     small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     maps = [
-        cv2.resize(labels.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
+        cv2.resize(labels.astype(np.uint16), (width, height), interpolation=cv2.INTER_NEAREST)
         for labels in (label, prediction)
     ]
     drawn = [overlay(small, it, dataset.classes, dataset.palette, 1, legend=False) for it in maps]
-    views = zip(VIEWS.items(), (small, *drawn, wrong_pixels(small, *maps)))
+    views = zip(VIEWS.items(), (small, *drawn, wrong_pixels(small, *maps, dataset.palette)))
     score = mean_iou(count(prediction, label, size, IGNORE_INDEX))
     return Picture(
         str(dataset.images[index]).rpartition("/")[2],
@@ -95,8 +95,8 @@ def matrix_picture(evaluated: Evaluated) -> np.ndarray:
 
 def _names(names: Sequence[str], step: int) -> np.ndarray:
     """Names below each other, one every `step` pixels, to the right."""
-    font = ImageFont.load_default(min(step, 14))
     names = [drawable(name)[:24] for name in names]
+    font = font_for("".join(names), min(step, 14))
     width = 8 + max(int(font.getlength(name)) for name in names)
     picture = Image.new("RGB", (width, step * len(names)), (255, 255, 255))
     draw = ImageDraw.Draw(picture)
