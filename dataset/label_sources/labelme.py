@@ -1,6 +1,7 @@
 """LabelMe: a JSON file beside each image, with the shapes on it."""
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -51,8 +52,9 @@ def read_labelme(documents: list[tuple[Path, dict]], files: Files, ignored: set[
                     other[kind] += 1
             written = str(content.get("imagePath") or "")
             size = content.get("imageHeight"), content.get("imageWidth")
-        image = files.find(written, document.parent) if written else None
-        image = image or files.find(document.stem, document.parent)
+        near = document.parent
+        beside = partial(files.find, prefer=lambda file, near=near: file.parent == near)
+        image = (written and beside(written, near)) or beside(document.stem, near)
         if image is None:
             raise InputError(f"{document}: its image is neither at imagePath nor beside it")
         name = document.relative_to(files.folder).with_suffix("").as_posix()

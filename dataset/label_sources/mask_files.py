@@ -55,6 +55,7 @@ def split_name(place: Path) -> tuple[str | None, str]:
     # Of images, left ones may end in _L.
     if word and role != "other" and not (role == "image" and len(word[0]) == 2):
         role, stem = "label", LABEL_WORD.sub("", stem)
+    role = "label" if BRUSH.match(stem) else role
     return role, unicodedata.normalize("NFC", "/".join([*kept, stem]))
 
 

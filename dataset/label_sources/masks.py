@@ -35,6 +35,7 @@ from projects.SegFormer.dataset.transforms import IGNORE_INDEX
 from projects.SegFormer.modeling.errors import InputError
 
 FOREGROUND = "foreground"
+VOID = {"void", "ignore", "unlabeled", "unlabelled"}  # what tables call pixels of no class
 UNKNOWN = -1  # a colour that is not in the table
 DARK, BRIGHT = 32, 224  # what a smoothed or JPEG mask of 0 and 255 holds below, and from there on
 CLEAR = 0.9  # share of the pixels of such a mask that are so
@@ -106,6 +107,10 @@ def _finished(
 ) -> Source:
     """Raises InputError: too few classes, or too many."""
     classes = [it for it in classes if not {it.written, it.name} & ignored]
+    void = [it for it in classes if it.name.strip("_").lower() in VOID]
+    if void and len(classes) - len(void) > 1:
+        notes.append(f"{void[0].name} ({void[0].written}) is no class: its pixels count nowhere")
+        classes = [it for it in classes if it not in void]
     if len(classes) < 2 and len(scan.values) < 2:
         values = [it for it in scan.values if it != UNKNOWN]
         raise InputError(f"the masks hold one value, {values}: expected two classes or more")

@@ -102,9 +102,11 @@ class Files:
             self.by_name.setdefault(file.stem.lower(), []).append(file)
 
     def find(self, written: str, *near: Path, prefer: Callable = lambda file: True) -> Path | None:
-        """The file at a path that begins in one of the folders `near`, or of that name elsewhere;
-        of several the first that is preferred. None outside of the folder: files of strangers name
-        any."""
+        """The file at a path that begins in one of the folders `near`, or of that name elsewhere.
+
+        None outside of the folder: files of strangers name any.
+        Args: prefer: what of several to prefer. Raises InputError: there are several all the same.
+        """
         written = written.replace("\\", "/")
         root = self.folder.resolve()
         for place in (folder / written for folder in (*near, self.folder) if written):
@@ -112,4 +114,7 @@ class Files:
                 return place
         name = written.rpartition("/")[2].lower()
         found = self.by_name.get(name) or self.by_name.get(name.rpartition(".")[0]) or []
-        return min(found, key=lambda file: not prefer(file), default=None)
+        found = [file for file in found if prefer(file)] or found
+        if len(found) > 1:
+            raise InputError(f"{written} may be {found[0]} or {found[1]}: leave one of them there")
+        return found[0] if found else None
