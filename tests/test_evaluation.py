@@ -18,6 +18,7 @@ from projects.SegFormer.evaluation.boundary_iou import BoundaryIoUEvaluator
 from projects.SegFormer.evaluation.mean_iou import MeanIoUEvaluator
 from projects.SegFormer.evaluation.mean_iou import mean_iou as miou
 from projects.SegFormer.evaluation.result_files import ResultFiles
+from projects.SegFormer.evaluation.visualize import unused_colour
 from projects.SegFormer.evaluation.worst_images import LowestScores
 from projects.SegFormer.model_utils.model_weights import state_of
 from projects.SegFormer.model_utils.segf_loader import fill_model

@@ -8,41 +8,13 @@ import numpy as np
 import pytest
 
 from conftest import COLOURS, TINY_MODEL, error_line, run_tool
+from labelled_folders import NAMES, SIZE, box, compressed, runs_of, save, save_images, truth
 from projects.SegFormer.dataset.description import read_description
 from projects.SegFormer.dataset.label_sources import decode_rle, find_source
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.tools import prepare_dataset
 from projects.SegFormer.tools.prepare_dataset import split
-
-NAMES = [f"{index:02d}" for index in range(6)]
-SIZE = (48, 64)
-
-
-def truth(name: str) -> np.ndarray:
-    """Sky 2 above field 1, and a box 0 somewhere."""
-    rng = np.random.default_rng(int(name))
-    label = np.full(SIZE, 2, np.uint8)
-    label[20:] = 1
-    top, left = rng.integers(0, 30, 2)
-    label[top : top + 12, left : left + 16] = 0
-    return label
-
-
-def box(label: np.ndarray) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of the last pixels of class 0."""
-    rows, columns = np.nonzero(label == 0)
-    return int(columns.min()), int(rows.min()), int(columns.max()), int(rows.max())
-
-
-def save(path: Path, picture: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), picture[..., ::-1] if picture.ndim == 3 else picture)
-
-
-def save_images(folder: Path, suffix: str = ".jpg") -> None:
-    for name in NAMES:
-        save(folder / f"{name}{suffix}", COLOURS[truth(name)])
 
 
 def indices(root: Path):
@@ -114,31 +86,6 @@ def labelme(root: Path):
         (root / f"{name}.json").write_text(json.dumps(content))
     wanted = np.array([1, 2, 0], np.uint8)
     return (lambda name: wanted[truth(name)]), ["background", "disc", "field"]
-
-
-def runs_of(mask: np.ndarray) -> list[int]:
-    """COCO's counts, written out: column by column, from a run of 0."""
-    runs, last = [0], False
-    for value in mask.T.ravel():
-        if value != last:
-            runs.append(0)
-        runs[-1] += 1
-        last = value
-    return runs
-
-
-def compressed(runs: list[int]) -> str:
-    """As cocoapi's rleToString: base 32, lowest digit first, differences from the fourth on."""
-    text = ""
-    for index, run in enumerate(runs):
-        value = run - runs[index - 2] if index > 2 else run
-        while True:
-            digit, value = value & 31, value >> 5
-            is_last = value == (-1 if digit & 16 else 0)
-            text += chr(48 + (digit if is_last else digit | 32))
-            if is_last:
-                break
-    return text
 
 
 def coco(root: Path):
@@ -305,11 +252,15 @@ def foreign_labelme(root: Path) -> None:
 )
 def test_what_is_no_data_set(make, words, tmp_path):
     make(tmp_path / "source")
-    process = run_tool(
-        "tools/prepare_dataset.py", str(tmp_path / "source"), str(tmp_path / "target")
-    )
-    assert words in error_line(process)
+    with pytest.raises(InputError) as caught:
+        prepare_dataset.main([str(tmp_path / "source"), str(tmp_path / "target")])
+    assert words in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "target").exists()
+
+
+def test_the_tool_ends_with_a_line(tmp_path):
+    process = run_tool("tools/prepare_dataset.py", str(tmp_path / "nowhere"), str(tmp_path / "x"))
+    assert "no folder" in error_line(process)
 
 
 def test_own_data_is_not_written_over(tmp_path):

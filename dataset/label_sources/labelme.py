@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from projects.SegFormer.dataset.label_sources.mask_files import split_name
 from projects.SegFormer.dataset.label_sources.shapes import (
     Drawing,
     Shape,
@@ -57,7 +58,7 @@ def read_labelme(documents: list[tuple[Path, dict]], files: Files, ignored: set[
         image = (written and beside(written, near)) or beside(document.stem, near)
         if image is None:
             raise InputError(f"{document}: its image is neither at imagePath nor beside it")
-        name = document.relative_to(files.folder).with_suffix("").as_posix()
+        _, name = split_name(document.relative_to(files.folder))
         drawings.append(Drawing(name, image, document, shapes, size if all(size) else None))
     notes = [f"{count} shapes of the type {kind}: left out" for kind, count in other.items()]
     return drawn_source("LabelMe", "LabelMe's JSON", drawings, notes, ignored)

@@ -111,9 +111,9 @@ def _sorted_out(files: list[Path], folder: Path) -> tuple[dict[str, Path], dict[
 
 
 def _plain(name: str) -> str:
-    """Without the words that say that it is an image."""
+    """Without the words that say that it is an image, or might say that it is a label."""
     folder, slash, stem = name.rpartition("/")
-    return folder + slash + IMAGE_WORD.sub("", stem)
+    return folder + slash + IMAGE_WORD.sub("", LABEL_WORD.sub("", stem))
 
 
 def _matched(images: dict, labels: dict, key: Callable[[str], str]) -> list[Pair]:

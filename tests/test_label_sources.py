@@ -1,0 +1,525 @@
+"""Labels as programs export them and as people name them, compared pixel by pixel."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import CLASSES, COLOURS
+from labelled_folders import NAMES, SIZE, box, runs_of, save, save_images, truth
+from projects.SegFormer.dataset.description import Description
+from projects.SegFormer.dataset.label_sources import find_source
+from projects.SegFormer.dataset.label_sources.source import fitted
+from projects.SegFormer.modeling.errors import InputError
+from projects.SegFormer.tools import prepare_dataset
+from projects.SegFormer.tools.prepare_dataset import split
+
+HEIGHT, WIDTH = SIZE
+WITH_BACKGROUND = ["background", *CLASSES]
+
+
+def masks_of(name: str):
+    """(class, mask) of each class but the last, which is background then."""
+    return [(what, truth(name) == value) for value, what in enumerate(CLASSES[:2])]
+
+
+def covered(name: str) -> np.ndarray:
+    """What `masks_of` makes."""
+    return np.array([1, 2, 0], np.uint8)[truth(name)]
+
+
+def palette_png(path: Path, label: np.ndarray, colours: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.fromarray(label, "P")
+    colours = np.concatenate([colours, np.full((256 - len(colours), 3), 250)]).astype(np.uint8)
+    picture.putpalette(colours.tobytes())
+    picture.save(path)
+
+
+def voc(root: Path):
+    """Palette PNGs; the objects beside them are no labels, and the lists give the split."""
+    save_images(root / "JPEGImages")
+    for name in NAMES:
+        label = truth(name)
+        label[0] = 255
+        palette_png(root / "SegmentationClass" / f"{name}.png", label, COLOURS)
+        palette_png(root / "SegmentationObject" / f"{name}.png", label // 2, COLOURS)
+    (root / "class_names.txt").write_text("__ignore__\n_background_\nfield\nsky\n")
+    lists = root / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "val.txt").write_text("\n".join(NAMES[:2]))
+    (lists / "train.txt").write_text("\n".join(NAMES[2:]))
+
+    def wanted(name):
+        label = truth(name)
+        label[0] = 255
+        return label
+
+    return wanted, ["background", "field", "sky"]
+
+
+def class_folders(root: Path):
+    save_images(root / "images")
+    for name in NAMES:
+        for what, mask in masks_of(name):
+            save(root / "masks" / what / f"{name}.png", mask.astype(np.uint8) * 255)
+    return covered, ["background", "disc", "field"]
+
+
+def class_in_the_name(root: Path):
+    """0 and 1; an image without an object has an empty mask, or none."""
+    save_images(root / "images")
+    for name in NAMES:
+        for what, mask in masks_of(name):
+            save(root / "masks" / f"{name}_{what}.png", mask.astype(np.uint8))
+    return covered, ["background", "disc", "field"]
+
+
+def folder_of_each_image(root: Path):
+    save_images(root / "images")
+    for name in NAMES:
+        for what, mask in masks_of(name):
+            save(root / "masks" / name / f"{what}.png", mask.astype(np.uint8) * 255)
+    return covered, ["background", "disc", "field"]
+
+
+def brushes(root: Path):
+    """Label Studio's PNGs, by the number of the task; two regions of a class are one."""
+    save_images(root / "images")
+    for name in NAMES:
+        for what, mask in masks_of(name):
+            for part, rows in enumerate((slice(0, 24), slice(24, None))):
+                picture = np.zeros(SIZE, np.uint8)
+                picture[rows] = mask[rows] * np.uint8(255)
+                file = f"task-{int(name)}-annotation-9{name}-by-1-tag-{what}-{part}.png"
+                save(root / "export" / file, picture)
+    for name in NAMES:
+        (root / "images" / f"{name}.jpg").rename(root / "images" / f"{int(name)}.jpg")
+    return (lambda name: covered(f"{int(name):02d}")), ["background", "disc", "field"]
+
+
+def panoptic(root: Path):
+    """Numbers of segments over three bytes; what is no segment counts nowhere."""
+    save_images(root / "val2017", ".jpg")
+    images, annotations = [], []
+    numbers = np.array([7, 256 * 3 + 1, 65536 * 2 + 9, 0])
+    for index, name in enumerate(NAMES):
+        label = truth(name)
+        label[0] = 3
+        code = numbers[label]
+        colour = np.stack([code % 256, code // 256 % 256, code // 65536], -1).astype(np.uint8)
+        save(root / "annotations" / "panoptic" / f"{name}.png", colour)
+        images.append({"id": index + 50, "file_name": f"{name}.jpg"})
+        segments = [
+            {"id": int(number), "category_id": 20 - 6 * value, "iscrowd": 0}
+            for value, number in enumerate(numbers[:3])
+        ]
+        annotations.append(
+            {"image_id": index + 50, "file_name": f"{name}.png", "segments_info": segments}
+        )
+    categories = [{"id": 20 - 6 * value, "name": what} for value, what in enumerate(CLASSES)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (root / "annotations" / "panoptic.json").write_text(json.dumps(content))
+
+    def wanted(name):
+        label = np.array([2, 1, 0], np.uint8)[truth(name)]
+        label[0] = 255
+        return label
+
+    return wanted, ["sky", "field", "disc"]
+
+
+def rle_pack(values: np.ndarray) -> list[int]:
+    """Bytes as rle-pack writes them: runs of one value, and others that are written out."""
+    lengths = (1, 4, 9, 16)
+    bits = f"{values.size:032b}{7:05b}" + "".join(f"{length - 1:04b}" for length in lengths)
+    ends = [*(np.flatnonzero(np.diff(values.astype(int))) + 1), values.size]
+    start = 0
+    for number, end in enumerate(ends):
+        size = end - start
+        which = next(index for index, length in enumerate(lengths) if size <= 2**length)
+        is_one = number % 2 or size > 9
+        bits += f"{int(is_one)}{which:02b}{size - 1:0{lengths[which]}b}"
+        bits += f"{values[start]:08b}" * (1 if is_one else size)
+        start = end
+    bits += "0" * (-len(bits) % 8)
+    return [int(bits[place : place + 8], 2) for place in range(0, len(bits), 8)]
+
+
+def label_studio(root: Path):
+    """A brush, and a rectangle in percents; files have the name that an upload gives them."""
+    save_images(root / "images")
+    tasks = []
+    for index, name in enumerate(NAMES):
+        left, top, right, bottom = box(truth(name))
+        brush = np.zeros((*SIZE, 4), np.uint8)
+        brush[20:] = 255
+        size = {"original_width": WIDTH, "original_height": HEIGHT}
+        disc = {"x": 100 * left / WIDTH, "y": 100 * top / HEIGHT, "rectanglelabels": ["disc"]}
+        disc |= {"width": 100 * (right - left) / WIDTH, "height": 100 * (bottom - top) / HEIGHT}
+        field = {"format": "rle", "rle": rle_pack(brush.ravel()), "brushlabels": ["field"]}
+        results = [
+            {"type": "brushlabels", "value": field, **size},
+            {"type": "rectanglelabels", "value": disc, **size},
+            {"type": "choices", "value": {"choices": ["good"]}, **size},
+        ]
+        image = {"image": f"/data/upload/1/0a1b2c3d-{name}.jpg"}
+        tasks.append({"id": index, "data": image, "annotations": [{"id": 1, "result": results}]})
+    (root / "project-1.json").write_text(json.dumps(tasks))
+    return covered, ["background", "disc", "field"]
+
+
+def label_studio_in_short(root: Path):
+    """JSON-MIN has the results beside the image."""
+    label_studio(root)
+    tasks = json.loads((root / "project-1.json").read_text())
+    short = [
+        {
+            "image": task["data"]["image"],
+            "tag": [it["value"] | it for it in task["annotations"][0]["result"]],
+        }
+        for task in tasks
+    ]
+    for task in short:
+        for it in task["tag"]:
+            del it["value"]
+    (root / "project-1.json").write_text(json.dumps(short))
+    return covered, ["background", "disc", "field"]
+
+
+def cvat(root: Path):
+    """A mask within its box, a polygon above it by its z_order, and the labels' own order."""
+    save_images(root / "images")
+    lines = ["<annotations><meta><task><labels>"]
+    lines += [f"<label><name>{what}</name></label>" for what in ("field", "disc")]
+    lines += ["</labels></task></meta>"]
+    for index, name in enumerate(NAMES):
+        left, top, right, bottom = box(truth(name))
+        corners = f"{left},{top};{right},{top};{right},{bottom};{left},{bottom}"
+        runs = runs_of(np.ones((WIDTH, HEIGHT - 20), bool))  # row by row, of all
+        lines += [
+            f'<image id="{index}" name="{name}.jpg" width="{WIDTH}" height="{HEIGHT}">',
+            f'<polygon label="disc" points="{corners}" z_order="1"/>',
+            f'<mask label="field" rle="{", ".join(map(str, runs))}" left="0" top="20" '
+            f'width="{WIDTH}" height="{HEIGHT - 20}" z_order="0"/>',
+            "</image>",
+        ]
+    (root / "annotations.xml").write_text("\n".join([*lines, "</annotations>"]))
+    return (lambda name: np.array([2, 1, 0], np.uint8)[truth(name)]), [
+        "background",
+        "field",
+        "disc",
+    ]
+
+
+def tiff_of_16_bits(root: Path):
+    save_images(root / "images", ".JPEG")
+    for name in NAMES:
+        save(root / "labels" / f"{name}.TIF", np.array([300, 5000, 1], np.uint16)[truth(name)])
+    return (lambda name: np.array([1, 2, 0], np.uint8)[truth(name)]), [
+        "class 1",
+        "class 300",
+        "class 5000",
+    ]
+
+
+def grey_in_three_channels(root: Path):
+    """Indices; the image of the same stem beside them is no mask."""
+    save_images(root)
+    for name in NAMES:
+        save(root / f"{name}.png", truth(name)[..., None].repeat(3, axis=2))
+    (root / "obj.names").write_text("0 disc\n1 field\n2 sky\n")
+    return truth, list(CLASSES)
+
+
+def photographed_masks(root: Path):
+    """JPEG has values between; so has the grey of a mask of one class."""
+    save_images(root / "images")
+    for name in NAMES:
+        mask = (truth(name) == 0).astype(np.uint8) * 255
+        save(root / "masks" / "cell" / f"{name}.jpg", cv2.GaussianBlur(mask, (3, 3), 0))
+    return (lambda name: (truth(name) == 0).astype(np.uint8)), ["background", "cell"]
+
+
+def palettes_of_their_own(root: Path):
+    """Where each file numbers its colours otherwise, colours count."""
+    save_images(root / "images")
+    for index, name in enumerate(NAMES):
+        order = np.roll(np.arange(3), index)
+        label = np.argsort(order).astype(np.uint8)[truth(name)]
+        palette_png(root / "masks" / f"{name}.png", label, COLOURS[order])
+    (root / "class_dict.csv").write_text(
+        "name,r,g,b\n" + "\n".join(f"{n},{','.join(map(str, c))}" for n, c in zip(CLASSES, COLOURS))
+    )
+    return truth, list(CLASSES)
+
+
+def own_layout(root: Path):
+    """What this tool has written, with the description of another place."""
+    for name in NAMES:
+        part = "val" if name in NAMES[:2] else "train"
+        save(root / "images" / part / f"{name}.jpg", COLOURS[truth(name)])
+        save(root / "annotations" / part / f"{name}.png", truth(name))
+    save(root / "samples.png", COLOURS[truth("00")])
+    images = {"train": 4, "val": 2}
+    Description(list(CLASSES), COLOURS.tolist(), list(SIZE), images).write(root)
+    return truth, list(CLASSES)
+
+
+def trainannot(root: Path):
+    """CamVid as SegNet has it: a list of pairs in each split's file."""
+    for name in NAMES:
+        part = "val" if name in NAMES[:2] else "train"
+        save(root / part / f"{name}.jpg", COLOURS[truth(name)])
+        save(root / f"{part}annot" / f"{name}.png", truth(name))
+        with open(root / f"{part}.txt", "a") as file:
+            file.write(f"/SegNet/x/{part}/{name}.jpg /SegNet/x/{part}annot/{name}.png\n")
+    return truth, ["class 0", "class 1", "class 2"]
+
+
+SOURCES = [
+    *(voc, class_folders, class_in_the_name, folder_of_each_image, brushes, panoptic, cvat),
+    *(label_studio, label_studio_in_short, tiff_of_16_bits, grey_in_three_channels),
+    *(photographed_masks, palettes_of_their_own, own_layout, trainannot),
+]
+
+
+@pytest.mark.parametrize("make", SOURCES)
+def test_label_maps(make, tmp_path):
+    wanted, classes = make(tmp_path)
+    for junk in ("._00.png", "__MACOSX/00.png", "Thumbs.db", "README.txt"):
+        (tmp_path / junk).parent.mkdir(exist_ok=True)
+        (tmp_path / junk).write_bytes(b"junk")
+    source = find_source(tmp_path)
+    assert source.classes == classes and len(source.palette) == len(classes)
+    found = {Path(image.name).name: image for image in source.images}
+    assert len(found) == len(source.images) == len(NAMES)
+    for name, image in found.items():
+        assert int(image.image.stem) == int(name)
+        np.testing.assert_array_equal(image.label(), wanted(name))
+    if make in (voc, own_layout, trainannot):
+        splits = split(source.images, 0.5, 0)
+        assert sorted(it.name for it in splits["val"]) == NAMES[:2]
+        assert sorted(it.name for it in splits["train"]) == NAMES[2:]
+
+
+def test_colours_of_the_palette_and_of_dataset_json(tmp_path):
+    for make in (voc, own_layout, palettes_of_their_own):
+        make(tmp_path / make.__name__)
+        palette = find_source(tmp_path / make.__name__).palette
+        assert [tuple(colour) for colour in palette] == [tuple(it) for it in COLOURS.tolist()]
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("images/img_{}.png", "masks/mask_{}.png"),
+        ("images/a/{}.png", "masks/{}.png"),
+        ("x_images/{}.PNG", "x_masks/{}-seg.png"),
+        ("segmentation/rgb/{}.jpg", "segmentation/gt/{}.bmp"),
+        ("photo.{}.jpeg", "photo.{}_label.png"),
+        ("images/left_L_{}_L.png", "labels/left_L_{}_L.png"),
+    ],
+)
+def test_names_that_belong_together(image, mask, tmp_path):
+    for name in NAMES:
+        save(tmp_path / image.format(name), COLOURS[truth(name)])
+        save(tmp_path / mask.format(name), truth(name))
+    save(tmp_path / "preview.png", COLOURS[truth("00")])
+    source = find_source(tmp_path)
+    assert sorted(str(it.image.relative_to(tmp_path)) for it in source.images) == [
+        image.format(name) for name in NAMES
+    ]
+    for it in source.images:
+        name = next(name for name in NAMES if name in it.image.name)
+        np.testing.assert_array_equal(it.label(), truth(name))
+    assert source.notes == ["1 images without a mask: left out"]
+
+
+def test_a_list_names_paths_where_names_are_not_enough(tmp_path):
+    """Of two videos with the same frames; an image that no list names is left out."""
+    for video in ("a", "b"):
+        for name in NAMES[:3]:
+            save(tmp_path / "images" / video / f"{name}.jpg", COLOURS[truth(name)])
+            save(tmp_path / "masks" / video / f"{name}.png", truth(name))
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits" / "train.txt").write_text("images/a/00.jpg\na/01.jpg\n\nb/00\n")
+    (tmp_path / "splits" / "val.txt").write_text(r"C:\data\images\b\01.jpg")
+    source = find_source(tmp_path)
+    assert [it.name for it in source.images] == ["train/a/00", "train/a/01", "train/b/00"] + [
+        "val/b/01"
+    ]
+    assert source.notes == ["2 labelled images that no list names: left out"]
+    (tmp_path / "splits" / "val.txt").write_text("b/00")
+    with pytest.raises(InputError, match="b/00.jpg is in .*train.txt and in .*val.txt: expected"):
+        find_source(tmp_path)
+    (tmp_path / "splits" / "val.txt").write_text("02.jpg")
+    with pytest.raises(InputError, match="val.txt: '02.jpg' may be one of 2 images"):
+        find_source(tmp_path)
+
+
+def test_a_test_set_stays_one():
+    """Where there is no val, it is drawn from the others."""
+    names = [*(f"train/{n}" for n in range(8)), *(f"test/{n}" for n in range(3))]
+    found = split([prepare_dataset.Labelled(it, Path(it), None) for it in names], 0.25, 0)
+    assert {it: len(images) for it, images in found.items()} == dict(train=6, val=2, test=3)
+    assert [it.name for it in found["test"]] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_masks_of_a_turned_photo(orientation, tmp_path):
+    """The photo is shown turned; the mask fits as it is stored, or as it is shown."""
+    stored = np.zeros((20, 30), np.uint8)
+    stored[3:9, 2:20] = 1
+    photo = Image.fromarray(COLOURS[stored])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo.save(tmp_path / "a.jpg", exif=exif)
+    turns = {2: [0], 3: [3], 4: [1], 5: [5], 6: [4], 7: [6], 8: [2]}  # Pillow's Transpose
+    shown = Image.fromarray(stored)
+    for turn in turns.get(orientation, []):
+        shown = shown.transpose(turn)
+    shown = np.asarray(shown)
+    np.testing.assert_array_equal(fitted(shown, tmp_path / "a.jpg"), shown)
+    if orientation > 4:
+        np.testing.assert_array_equal(fitted(stored, tmp_path / "a.jpg"), shown)
+    with pytest.raises(
+        InputError, match=r"a.jpg: an image of \(.*\) pixels has labels of \(7, 9\)"
+    ):
+        fitted(np.zeros((7, 9), np.uint8), tmp_path / "a.jpg")
+
+
+def test_names_are_given(tmp_path):
+    voc(tmp_path / "voc")
+    names = ["ground", "grass", "air", "never"]
+    assert find_source(tmp_path / "voc", (), names).classes == names
+    with pytest.raises(InputError, match="--classes has 1 names, the masks values up to 2: 0, 1,"):
+        find_source(tmp_path / "voc", (), ["ground"])
+    class_folders(tmp_path / "folders")
+    with pytest.raises(InputError, match="--classes has 2 names for 3 classes: background, disc"):
+        find_source(tmp_path / "folders", (), ["x", "y"])
+
+
+@pytest.mark.parametrize("make", [class_folders, cvat, label_studio, panoptic, voc])
+def test_a_class_counts_nowhere(make, tmp_path):
+    _, classes = make(tmp_path)
+    first, *others = classes
+    before = {it.name: it.label() for it in find_source(tmp_path).images}
+    source = find_source(tmp_path, [first])
+    assert source.classes == others
+    for it in source.images:
+        label = before[it.name].astype(int)
+        wanted = np.where(label == 255, 255, np.where(label == 0, 255, label - 1))
+        np.testing.assert_array_equal(it.label(), wanted)
+
+
+def test_names_of_a_file_that_do_not_fit(tmp_path):
+    """Values from 1 have the names of a file, and those from 0 a background before them."""
+    save_images(tmp_path / "images")
+    for name in NAMES:
+        save(tmp_path / "masks" / f"{name}.png", truth(name))
+    for text, wanted in (
+        ("a\nb\n", ["background", "a", "b"]),
+        ("a\nb\nc\n", ["a", "b", "c"]),
+        ("a\n", ["class 0", "class 1", "class 2"]),
+    ):
+        (tmp_path / "classes.txt").write_text(text)
+        assert find_source(tmp_path).classes == wanted
+    (note,) = find_source(tmp_path).notes
+    assert note.endswith("classes.txt has 1 names, the masks values up to 2: not used")
+
+
+def test_parts_of_an_object_are_all_of_it(tmp_path):
+    """Two polygons of an object that overlap: pycocotools takes what is in either."""
+    save(tmp_path / "a.png", np.zeros((40, 40, 3), np.uint8))
+    parts = [[5, 5, 25, 5, 25, 25, 5, 25], [15, 15, 35, 15, 35, 35, 15, 35]]
+    annotation = {"image_id": 1, "category_id": 1, "segmentation": parts, "area": 1}
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 40, "width": 40}],
+        "annotations": [annotation],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    wanted = np.zeros((40, 40), np.uint8)
+    wanted[5:26, 5:26] = wanted[15:36, 15:36] = 1
+    np.testing.assert_array_equal(find_source(tmp_path).images[0].label(), wanted)
+
+
+def numbers_of_objects(root: Path) -> None:
+    save_images(root / "images")
+    for name in NAMES:
+        numbers = np.arange(HEIGHT * WIDTH, dtype=np.uint16).reshape(SIZE)
+        save(root / "masks" / f"{name}.png", numbers)
+
+
+def alternatives(root: Path) -> None:
+    """Masks of two kinds beside each other are no masks of two classes."""
+    save_images(root / "images")
+    for name in NAMES:
+        for kind in ("gray", "index"):
+            save(root / "masks" / kind / f"{name}.png", truth(name))
+
+
+def another_size(root: Path) -> None:
+    cvat(root)
+    text = (root / "annotations.xml").read_text()
+    (root / "annotations.xml").write_text(
+        text.replace(f'height="{HEIGHT}"', 'height="99999999"', 1)
+    )
+
+
+def runs_without_end(root: Path) -> None:
+    """As many pixels as no machine has."""
+    cvat(root)
+    text = (root / "annotations.xml").read_text()
+    width = f'width="{WIDTH}" height="{HEIGHT - 20}"'
+    (root / "annotations.xml").write_text(text.replace(width, 'width="99999999" height="9999999"'))
+
+
+def brush_of_another_size(root: Path) -> None:
+    label_studio(root)
+    tasks = json.loads((root / "project-1.json").read_text())
+    tasks[0]["annotations"][0]["result"][0]["value"]["rle"][:4] = [255] * 4
+    (root / "project-1.json").write_text(json.dumps(tasks))
+
+
+def missing_image(root: Path) -> None:
+    label_studio(root)
+    (root / "images" / "03.jpg").unlink()
+
+
+def missing_segments(root: Path) -> None:
+    panoptic(root)
+    (root / "annotations" / "panoptic" / "03.png").unlink()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (numbers_of_objects, "masks/00.png: 3072 values; masks have one for each class"),
+        (alternatives, "values from 0 to 2; a mask of one class has 0 and another"),
+        (another_size, "an image of (48, 64) pixels has labels of (99999999, 64)"),
+        (runs_without_end, "a mask of 9999999x99999999 at (0, 20) in an image of (48, 64)"),
+        (brush_of_another_size, "a brush of 4294967295 values, not 48x64x4"),
+        (missing_image, "project-1.json: no image 0a1b2c3d-03.jpg in"),
+        (missing_segments, "panoptic.json: no 03.png of segments in"),
+    ],
+)
+def test_what_is_no_label(make, words, tmp_path):
+    make(tmp_path / "source")
+    with pytest.raises(InputError) as caught:
+        prepare_dataset.main([str(tmp_path / "source"), str(tmp_path / "target")])
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "target").exists()
+
+
+def test_xml_that_repeats_itself_is_not_read(tmp_path):
+    cvat(tmp_path)
+    bomb = "<!DOCTYPE x [<!ENTITY a 'aaaaaaaaaa'><!ENTITY b '&a;&a;&a;&a;'>]>"
+    text = (tmp_path / "annotations.xml").read_text()
+    (tmp_path / "annotations.xml").write_text(bomb + text)
+    with pytest.raises(InputError, match="no pair of both"):
+        find_source(tmp_path)
