@@ -34,8 +34,9 @@ def covered(name: str) -> np.ndarray:
 def palette_png(path: Path, label: np.ndarray, colours: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.fromarray(label, "P")
-    colours = np.concatenate([colours, np.full((256 - len(colours), 3), 250)]).astype(np.uint8)
-    picture.putpalette(colours.tobytes())
+    if label.max() == 255:  # else it ends where its colours do
+        colours = np.concatenate([colours, np.full((256 - len(colours), 3), 250)])
+    picture.putpalette(colours.astype(np.uint8).tobytes())
     picture.save(path)
 
 
@@ -44,7 +45,7 @@ def voc(root: Path):
     save_images(root / "JPEGImages")
     for name in NAMES:
         label = truth(name)
-        label[0] = 255
+        label[0] = 255 if name != NAMES[0] else 2
         palette_png(root / "SegmentationClass" / f"{name}.png", label, COLOURS)
         palette_png(root / "SegmentationObject" / f"{name}.png", label // 2, COLOURS)
     (root / "class_names.txt").write_text("__ignore__\n_background_\nfield\nsky\n")
@@ -55,7 +56,7 @@ def voc(root: Path):
 
     def wanted(name):
         label = truth(name)
-        label[0] = 255
+        label[0] = 255 if name != NAMES[0] else 2
         return label
 
     return wanted, ["background", "field", "sky"]

@@ -1,6 +1,7 @@
 """Names and colours of classes from the text files that lie beside masks."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from projects.SegFormer.dataset.description import FILE, read_description
@@ -14,8 +15,8 @@ NAMES_FILE = re.compile(r"(class(es)?|labels?|obj|codes|names|categories)([-_ ]?
 NUMBERED = re.compile(r"\d+\s*[:,;\s]\s*")
 
 
-def colour_table(folder: Path) -> tuple[dict[Colour, str], Path | None]:
-    """Of the first text file whose lines have a colour and a name, as CamVid's and CVAT's."""
+def colour_tables(folder: Path) -> Iterator[tuple[dict[Colour, str], Path]]:
+    """Of text files whose lines have a colour and a name, as CamVid's and CVAT's."""
     for file in map(Path, walk(folder, (".txt", ".csv"))):
         table = {}
         for line in _lines(file):
@@ -26,8 +27,7 @@ def colour_table(folder: Path) -> tuple[dict[Colour, str], Path | None]:
             if name and not line.startswith("#"):
                 table.setdefault(tuple(map(int, match.groups())), name)
         if len(table) > 1:
-            return table, file
-    return {}, None
+            yield table, file
 
 
 def class_names(folder: Path) -> tuple[list[str], list[Colour], Path | None]:

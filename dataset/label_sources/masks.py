@@ -21,7 +21,7 @@ from projects.SegFormer.dataset.image_files import (
     read_palette,
     read_values,
 )
-from projects.SegFormer.dataset.label_sources.class_names import class_names, colour_table
+from projects.SegFormer.dataset.label_sources.class_names import class_names, colour_tables
 from projects.SegFormer.dataset.label_sources.mask_files import LOSSY, Pair, pair_masks
 from projects.SegFormer.dataset.label_sources.source import (
     BACKGROUND,
@@ -71,24 +71,22 @@ def read_masks(
     foreground = next(iter(parts), FOREGROUND)  # the one folder or word that all masks have
     pairs = [pair._replace(mask=pair.mask or pair.parts[0][1]) for pair in pairs]
     masks = [pair.mask for pair in pairs]
-    table, table_file = colour_table(folder)
-    palettes = {tuple(read_palette(mask)) for mask in masks}
+    palettes = [read_palette(mask) for mask in masks]
+    palette = max(palettes, key=len)  # a file may end its own where its last index is
     is_single = all(channel_count(mask) == 1 for mask in masks)
-    if table and not _is_of(table, masks):
-        notes.append(f"{table_file} has none of the masks' colours: not used")
-        table = {}
-    if table and (not is_single or palettes != {()}):
-        kind = f"colours, by a table, {table_file.name}"
-        scan = _scan(masks, partial(_by_table, table=[*table]), notes)
+    tables = colour_tables(folder) if palette or not is_single else ()
+    table, file = next((it for it in tables if _is_of(it[0], masks)), (None, None))
+    if table:
+        kind = f"colours, by a table, {file.name}"
+        scan = _scan(masks, partial(_by_table, table=[*table]))
         classes = [Class(i, _hex(colour), table[colour], colour) for i, colour in enumerate(table)]
         if share := scan.counts[UNKNOWN] / scan.counts.total():
-            notes.append(f"{share:.2%} of the pixels have a colour that is not in it: none of 255")
-    elif is_single and len(palettes) == 1:
-        scan = _scan(masks, read_values, notes)
-        palette = next(iter(palettes))
+            notes.append(f"{share:.2%} of the pixels have no colour of {file}: they count nowhere")
+    elif is_single and all(palette[: len(it)] == it for it in palettes):
+        scan = _scan(masks, read_values)
         kind, classes = _of_values(scan, folder, ignored, names, foreground, palette, notes)
     else:
-        scan = _scan(masks, _codes, notes)
+        scan = _scan(masks, _codes)
         if all(len({*_colour(code)}) == 1 for code in scan.values):
             scan = _as_grey(scan)
             kind, classes = _of_values(scan, folder, ignored, names, foreground, (), notes)
@@ -143,7 +141,7 @@ def _label(lookup: np.ndarray, size: tuple[int, int], kept: bytes) -> np.ndarray
 # ---- What there is in them ----------------------------------------------------------------------
 
 
-def _scan(masks: list[Path], read: Callable[[Path], np.ndarray], notes: list[str]) -> Scan:
+def _scan(masks: list[Path], read: Callable[[Path], np.ndarray]) -> Scan:
     """Raises InputError: a mask has more values than there may be classes."""
     places, counts, kept = {}, Counter(), []
     for file in tqdm(masks, "masks", unit="mask", disable=None, delay=2, file=sys.stderr):
