@@ -1,7 +1,10 @@
 """Labels as programs export them and as people name them, compared pixel by pixel."""
 
 import json
+import re
+from contextlib import suppress
 from pathlib import Path
+from xml.sax.saxutils import escape
 
 import cv2
 import numpy as np
@@ -524,3 +527,37 @@ def test_xml_that_repeats_itself_is_not_read(tmp_path):
     (tmp_path / "annotations.xml").write_text(bomb + text)
     with pytest.raises(InputError, match="no pair of both"):
         find_source(tmp_path)
+
+
+JUNK = (
+    None,
+    True,
+    -1,
+    1e300,
+    float("nan"),
+    2**70,
+    "",
+    "x",
+    [],
+    {},
+    [[]],
+    {"a": 1},
+    "../../x",
+    "\0",
+)
+
+
+@pytest.mark.parametrize("make", [panoptic, label_studio, label_studio_in_short, cvat])
+def test_other_values_in_a_document(make, tmp_path):
+    """Whatever stands in it, there are labels or a line of error."""
+    make(tmp_path)
+    (document,) = [*tmp_path.rglob("*.json"), *tmp_path.rglob("*.xml")]
+    text, rng = document.read_text(), np.random.default_rng(0)
+    values = list(re.finditer(r'(?<=: )(\d+|"[^"]*")(?=[,}])|(?<==)"[^"]*"', text))
+    for _ in range(60):
+        value, junk = values[rng.integers(len(values))], JUNK[rng.integers(len(JUNK))]
+        written = json.dumps(junk) if document.suffix == ".json" else f'"{escape(str(junk))}"'
+        document.write_text(text[: value.start()] + written + text[value.end() :])
+        with suppress(InputError):
+            for image in find_source(tmp_path).images:
+                image.label()

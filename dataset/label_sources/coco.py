@@ -77,7 +77,8 @@ def _mask(counts, own: Size, size: Size) -> np.ndarray:
 
 def _panoptic(documents: list[tuple[Path, dict]], files: Files, ignored: set[str]) -> Source:
     """Pixels of no segment count nowhere. A segment's number is R + 256 G + 65536 B of a colour."""
-    classes = [name for name in _all_names(documents) if name not in ignored]
+    with read_as("COCO", documents[0][0]):
+        classes = [name for name in _all_names(documents) if name not in ignored]
     if not 2 <= len(classes) <= MOST_CLASSES:
         raise InputError(f"COCO's panoptic JSON has {len(classes)} classes: expected 2 to 254")
     index = {name: place for place, name in enumerate(classes)} | dict.fromkeys(ignored, 255)

@@ -86,7 +86,14 @@ def read_as(whose: str, file: Path):
         yield
     except InputError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, cv2.error) as error:
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        AttributeError,
+        cv2.error,
+    ) as error:
         raise InputError(
             f"{file}: not as {whose} writes it ({type(error).__name__}: {reason(error)})"
         ) from error
