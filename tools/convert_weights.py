@@ -189,6 +189,12 @@ def _from_config(file: str) -> Description:
             return Description(_settings(config.cfg))
     config = load_config(file)
     settings = _settings(config.model.cfg)
+    inference = config.get("inference") or {}
+    if inference.get("resize") or inference.get("crop_size"):
+        print(
+            f"note: {file} scales images or takes windows of them (inference.resize, "
+            "inference.crop_size). Other libraries do not read that: they see whole images"
+        )
     dataset = config.dataloader.test[0].dataset
     is_classifier = config.model["_target_"] is SegformerForImageClassification
     if is_classifier:
