@@ -664,7 +664,10 @@ def test_other_fixed_sizes_are_refused(model_onnx, sides):
 def test_what_is_of_no_map_is_refused(model_onnx):
     """ONNX Runtime would compute it, of whatever size, as soon as it has read the file."""
     graph = onnx.load(str(model_onnx))
+    constant = onnx.helper.make_node("DequantizeLinear", ["gelu.one", "gelu.half"], ["c"], "c")
+    graph.graph.node.append(constant)
     for node in (
+        onnx.helper.make_node("MatMul", ["c", "c"], ["huge"], "huge"),
         onnx.helper.make_node("MatMul", ["gelu.one", "head.batch.Shape"], ["huge"], "huge"),
         onnx.helper.make_node(
             "Resize", ["gelu.one", "", "", "head.sizes.Concat"], ["huge"], "huge", mode="nearest"
