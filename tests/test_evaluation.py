@@ -11,12 +11,13 @@ import pytest
 import torch
 from libai.config import instantiate
 
-from conftest import CLASSES, CONFIG, TINY_MODEL, run_tool, tiny_run
+from conftest import CLASSES, CONFIG, TINY_MODEL, run_tool, tensorboard_events, tiny_run
 from data_files import raises_line, save
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.evaluation.boundary_iou import BoundaryIoUEvaluator
-from projects.SegFormer.evaluation.mean_iou import MeanIoUEvaluator
+from projects.SegFormer.evaluation.mean_iou import MeanIoUEvaluator, scores
 from projects.SegFormer.evaluation.mean_iou import mean_iou as miou
+from projects.SegFormer.evaluation.report.record import read_record
 from projects.SegFormer.evaluation.result_files import ResultFiles
 from projects.SegFormer.evaluation.visualize import unused_colour
 from projects.SegFormer.evaluation.worst_images import LowestScores
@@ -331,6 +332,54 @@ def test_sheet_of_the_worst_images(outputs, trained, folder_data):
     palette = load_config(str(trained / "config.yaml"), []).dataloader.test[0].dataset.palette
     wrong = unused_colour([tuple(colour) for colour in palette])
     assert (sheet[..., ::-1] == wrong).all(axis=-1).any()
+    page = (outputs / "worst" / "report.html").read_text()
+    for iou in evaluation(outputs / "worst")["boundary_IoU"].values():
+        assert f"<td>{iou:.2f}</td>" in page
+
+
+def test_report_of_a_training(trained, folder_data):
+    """Of its last evaluation; all 5 images are among the samples and among the worst."""
+    result, evaluated = evaluation(trained), read_record(trained)
+    assert evaluated.classes == list(CLASSES)
+    assert scores(evaluated.counts, CLASSES) == result
+    labels = {
+        path.name: cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        for path in (folder_data / "annotations" / "val").iterdir()
+    }
+    pixels = np.bincount(np.concatenate([label.ravel() for label in labels.values()]))
+    assert evaluated.counts.sum(1).tolist() == pixels[:3].tolist()
+    samples, worst = (evaluated.pictures[kind] for kind in ("samples", "worst"))
+    assert {it.name for it in samples} == {it.name for it in worst} == set(labels)
+    assert [it.name for it in samples] != [it.name for it in worst]
+    found = [it.score for it in worst]
+    assert found == sorted(it.score for it in samples) and min(found) > 0
+    page = (trained / "report.html").read_text()
+    for figure in ("IoU", "Acc", "Dice"):
+        for value in result[figure].values():
+            assert f">{value:.2f}</td>" in page
+    assert "train.train_iter</code>" in page and "<code>24</code>" in page
+    assert f"{flow.__version__}, " in page and "1 (data 1 x tensor 1 x pipeline 1)" in page
+    log = (trained / "log.txt").read_text()
+    assert "Training done: 24 iterations in 0:0" in log
+    assert f"  report: {trained}/report.html" in log
+    assert f"  next: python tools/predict.py --weights {trained}/model_best " in log
+
+
+def test_pictures_among_the_events_of_tensorboard(trained, folder_data):
+    found = {}
+    for event in tensorboard_events(trained / "tensorboard"):
+        for value in event.summary.value:
+            if value.HasField("image"):
+                found.setdefault(value.tag, []).append((event.step, value.image))
+    names = {f"samples/{path.name}" for path in (folder_data / "images" / "val").iterdir()}
+    assert found.keys() == {*names, "confusion matrix"}
+    for images in found.values():
+        assert [step for step, _ in images] == [12, 24]
+        for _, image in images:
+            encoded = np.frombuffer(image.encoded_image_string, np.uint8)
+            assert cv2.imdecode(encoded, 1).shape == (image.height, image.width, 3)
+    image = found["samples/00.png"][0][1]
+    assert (image.height, image.width) == (40, 3 * 48)
 
 
 @pytest.mark.slow
@@ -391,3 +440,5 @@ def test_images_of_different_sizes_on_two_processes(trained, folder_data, run_ra
         assert evaluation(two) == evaluation(one)
         sheets = [(output / "worst_images.png").read_bytes() for output in (one, two)]
         assert sheets[0] == sheets[1]
+        records = [(output / "report/evaluated.json").read_bytes() for output in (one, two)]
+        assert records[0] == records[1]

@@ -19,7 +19,7 @@ echo "== 2/4 training SegFormer-B0"
 bash tools/train.sh "$config" 1 data.root="$folder/data" train.output_dir="$folder/training"
 
 echo "== 3/4 drawing what it sees"
-"$python" tools/predict.py --config "$config" --weights "$folder/training/model_best" \
+"$python" tools/predict.py --config "$config" --weights "$folder/training/model_final" \
     --output "$folder/predictions" "$folder/data/leftImg8bit/val"
 
 echo "== 4/4 done"
@@ -31,6 +31,6 @@ folder = sys.argv[1]
 with open(f"{folder}/training/evaluation.json") as file:
     print(f"mIoU on scenes it has not seen: {json.load(file)['mIoU']:.1f}%")
 print(f"pictures:   {folder}/predictions/*/*_overlay.png")
-print(f"checkpoint: {folder}/training/model_best")
+print(f"checkpoint: {folder}/training/model_final")
 print(f"report:     {folder}/training/report.html")
 PY
