@@ -21,15 +21,12 @@ from omegaconf import DictConfig, OmegaConf
 from projects.SegFormer.engine.checkpoint import BEST
 from projects.SegFormer.engine.config import file_values, full_key
 from projects.SegFormer.engine.json_lines import is_number
-from projects.SegFormer.engine.metrics import best, last_iteration, read_metrics
-from projects.SegFormer.evaluation.report.page import (
-    TRAINING,
-    duration,
-    read_run,
-    write_report,
-)
+from projects.SegFormer.engine.metrics import best
+from projects.SegFormer.evaluation.report.page import REPORT, write_report
+from projects.SegFormer.evaluation.report.parts import duration
 from projects.SegFormer.evaluation.report.pictures import matrix_picture, sample_pictures
 from projects.SegFormer.evaluation.report.record import read_record
+from projects.SegFormer.evaluation.report.run import TRAINING, read_run
 from projects.SegFormer.evaluation.result_files import make_folder
 from projects.SegFormer.modeling.files import read_json, reason, write_json
 
@@ -90,17 +87,16 @@ class Report(HookBase):
         return self._seconds + time.monotonic() - self._begun
 
     def _write(self) -> None:
-        with logged_failure(self.folder / "report.html"):
+        with logged_failure(self.folder / REPORT):
             write_json(self.folder / TRAINING, self._known | {"seconds": self._time()})
             write_report(self.folder)
 
     def _closing_lines(self) -> Iterator[str]:
-        metrics = read_metrics(self.folder / "metrics.json")
-        run = read_run("", self.folder / "metrics.json", metrics)
-        yield f"Training done: {last_iteration(metrics)} iterations in {duration(self._time())}"
+        run = read_run("", self.folder / "metrics.json")
+        yield f"Training done: {run.length()} iterations in {duration(self._time())}"
         score = run.score()
-        if score in metrics:
-            value, iteration = best(metrics[score])
+        if score in run.metrics:
+            value, iteration = best(run.metrics[score])
             yield f"  best {score}: {value:.2f}% at iteration {iteration}"
         for figure in ("IoU", "Acc"):
             if values := run.of_classes(figure):

@@ -14,8 +14,10 @@ from pathlib import Path
 
 from projects.SegFormer.engine import command_line
 from projects.SegFormer.engine.metrics import metrics_file, read_metrics, run_names, summary
+from projects.SegFormer.evaluation.report.comparison import comparison_page
 from projects.SegFormer.evaluation.report.curves import draw
-from projects.SegFormer.evaluation.report.page import REPORT, comparison_page, page, read_run
+from projects.SegFormer.evaluation.report.page import REPORT, page
+from projects.SegFormer.evaluation.report.run import read_run
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.files import write_whole
 
