@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,8 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     What a person can mend is one line on standard error and exit status 1; Ctrl-C is 130.
     """
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be anything
+    # OneFlow's own handler ends the process on the spot: what is half written would stay.
+    signal.signal(signal.SIGINT, signal.getsignal(signal.SIGINT))
     try:
         check_clone()
         code = main(sys.argv[1:])

@@ -6,7 +6,9 @@ The films are made here with other codecs than the project writes, so that both 
 import os
 import resource
 import shutil
+import signal
 import struct
+import time
 from pathlib import Path
 
 import cv2
@@ -16,6 +18,7 @@ from test_prediction import ODD, huggingface, photo
 
 from data_files import raises_line
 from projects.SegFormer.dataset.video_files import VideoFile
+from projects.SegFormer.engine import command_line
 from projects.SegFormer.evaluation.pictures import VideoWriter
 from projects.SegFormer.evaluation.segmenter import BATCH, Segmenter
 from projects.SegFormer.evaluation.videos import segment_video
@@ -259,6 +262,19 @@ def test_a_video_is_written_whole_or_not_at_all(tmp_path):
     assert path.read_bytes() == b"before" and os.listdir(tmp_path) == ["film.mp4"]
     write()
     assert len(frames_of(path)) == 5
+
+
+def test_ctrl_c_leaves_nothing_half_written(segmenter, avi, tmp_path):
+    def interrupted(frames):
+        yield segmenter(next(iter(frames)))
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    with pytest.raises(SystemExit) as end:
+        command_line.run(
+            lambda _: segment_video(interrupted, avi, tmp_path / "out" / "film", ["overlay"])
+        )
+    assert end.value.code == 130 and not names_in(tmp_path / "out")
 
 
 def test_the_tool_takes_films_folders_and_photos(weights, avi, tmp_path, capsys):
