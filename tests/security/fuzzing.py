@@ -33,6 +33,7 @@ from projects.SegFormer.dataset.classification import ImageNet
 from projects.SegFormer.dataset.coco_stuff import _read_mat
 from projects.SegFormer.dataset.image_files import image_size, read_image, read_label
 from projects.SegFormer.dataset.list_files import read_names, read_rows
+from projects.SegFormer.dataset.video_files import VideoFile
 from projects.SegFormer.engine.checkpoint import last_checkpoint
 from projects.SegFormer.engine.config import load_config, model_settings
 from projects.SegFormer.engine.writers import _drop_later_lines
@@ -57,6 +58,8 @@ TINY = dict(
     decoder_hidden_size=8,
     num_classes=3,
 )
+
+VIDEOS = {"mp4": "mp4v", "avi": "MJPG", "mkv": "mp4v", "ts": "MPG2", "wmv": "WMV2", "flv": "FLV1"}
 
 
 @dataclass
@@ -132,6 +135,13 @@ def read_picture(path: Path) -> None:
     read_image(path)
 
 
+def read_video(path: Path) -> None:
+    video = VideoFile(path)
+    for _ in video:
+        pass
+    video.check_whole()
+
+
 def images(suffix: str) -> dict[str, Kind]:
     names = [f"images/{name}{suffix}" for name in ("colour", "grey")]
     return {
@@ -195,6 +205,7 @@ KINDS: dict[str, Kind] = {
     **images(".tif"),
     **images(".bmp"),
     **images(".webp"),
+    "video": Kind([f"images/film.{suffix}" for suffix in VIDEOS], read_video),
     "mat": Kind(["label.mat", "packed.mat"], _read_mat),
     "ONNX": Kind(["model.onnx"], lambda path: OnnxModel(str(path))),
 }  # fmt: skip
@@ -304,6 +315,13 @@ def _make_pictures(folder: Path) -> None:
     for suffix in (".png", ".jpg", ".tif", ".bmp", ".webp"):
         Image.fromarray(colour).save(folder / "images" / f"colour{suffix}")
         Image.fromarray(colour[..., 0]).save(folder / "images" / f"grey{suffix}")
+    for suffix, codec in VIDEOS.items():
+        file = str(folder / "images" / f"film.{suffix}")
+        codec = cv2.VideoWriter_fourcc(*codec)
+        writer = cv2.VideoWriter(file, cv2.CAP_FFMPEG, codec, 25, colour.shape[1::-1])
+        for _ in range(4):
+            writer.write(rng.integers(0, 256, colour.shape, dtype=np.uint8))
+        writer.release()
     label = cv2.GaussianBlur(colour[..., 0], (5, 5), 3)
     from scipy.io import savemat
 
