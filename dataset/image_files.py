@@ -450,7 +450,7 @@ def _too_large(path: str | Path, most: int) -> InputError:
 
 def _unusable(path: str | Path, data: bytes) -> InputError:
     kinds = (kind for start, kind in OTHER_FILES.items() if data.startswith(start))
-    if kind := next(kinds, "HEIF or AVIF" if data[4:8] == b"ftyp" else None):
+    if kind := next(kinds, "HEIF or AVIF, or a video" if data[4:8] == b"ftyp" else None):
         return InputError(
             f"{path} holds {kind}: expected an image, {', '.join(FORMATS[:-1])} or {FORMATS[-1]}; "
             "convert it or take it out"
