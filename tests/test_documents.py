@@ -238,7 +238,9 @@ def test_commands_name_what_is_there(parsed, data_root):
 
 def test_code_in_sentences_names_what_is_there(data_root):
     """Paths of this repository, options of its tools and of pytest, settings of its configs."""
-    sources = [*ROOT.glob("tools/*.*"), *ROOT.glob("model_utils/*.py"), ROOT / "tests/conftest.py"]
+    folders = ("tools", "engine", "model_utils")
+    sources = [file for folder in folders for file in (ROOT / folder).rglob("*")]
+    sources = [it for it in sources if it.suffix in (".py", ".sh")] + [ROOT / "tests/conftest.py"]
     text = "".join(file.read_text() for file in sources)
     options = set(re.findall(r"--[a-z0-9][a-z0-9_-]*", text))
     configs = [
