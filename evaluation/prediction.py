@@ -115,8 +115,7 @@ class Prediction(NamedTuple):
             return ""
         return (
             f"goes through the network as {height}x{width}, {times:.0f} times the pixels of the "
-            f"{rows}x{columns} that the weights were trained on: that takes long, "
-            f"{height * width * 6e-10:.1f} GB or more, and finds less. "
+            f"{rows}x{columns} that the weights were trained on: that takes long and finds less. "
             f"Scale images with inference.resize=[{min(rows, columns)},{4 * min(rows, columns)}], "
             "or take windows with "
             f"inference.crop_size=[{rows},{columns}]"
