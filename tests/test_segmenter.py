@@ -244,7 +244,7 @@ def test_options_of_the_tool(segmenter, weights, tmp_path, capsys):
     result = segmenter(tmp_path / "photo.png")
     result.save(tmp_path / "api", None, ["overlay", "polygons"], 0.8, ["thing 1", "thing 3"])
     arguments = ["--weights", str(weights), str(tmp_path / "photo.png"), "--output"]
-    options = ["--save", "polygons,overlay", "--opacity", "0.8", "--classes", "Thing 3,thing 1"]
+    options = ["--save", "polygons, overlay", "--opacity", "0.8", "--classes", "Thing 3,thing 1"]
     assert predict.main([*arguments, str(tmp_path / "tool"), *options]) == 0
     written = [
         {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}

@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
     """The exit code: 1 if a file could not be read or its result not be written, else 0."""
     args = _parser().parse_args(arguments)
     wanted = {
-        "kinds": checked_kinds(args.save.split(",")),
+        "kinds": checked_kinds(args.save.replace(" ", "").split(",")),
         "opacity": checked_opacity(args.opacity),
         "classes": args.classes and args.classes.split(","),
     }
