@@ -3,8 +3,8 @@
     bash tools/train.sh configs/segformer_camvid.py 1 data.root=PATH
 
 It is segformer_own.py with everything written down. PATH holds images/{train,val}/*.jpg and
-annotations/{train,val}/*.png: indices of the 11 classes that SegNet uses, 255 for none. README.md
-has the mIoU to expect.
+annotations/{train,val}/*.png: indices of the 11 classes that SegNet uses, 255 for none.
+docs/measurements.md has the mIoU to expect.
 """
 
 from .segformer_own import cfg, data, dataloader, graph, inference, model, model_size, optim, train

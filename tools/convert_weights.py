@@ -293,7 +293,7 @@ def _tell_eps(settings: dict, target: str) -> None:
         names = " and ".join(EPS_NAMES)
         print(
             f"note: these weights were used with {names} of {eps}; the code that reads {target} "
-            f"weights has {fixed.eps}. README.md says what that changes."
+            f"weights has {fixed.eps}. docs/weights.md says what that changes."
         )
 
 
