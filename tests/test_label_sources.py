@@ -506,7 +506,10 @@ def missing_segments(root: Path) -> None:
         (numbers_of_objects, "masks/00.png: 3072 values; masks have one for each class"),
         (alternatives, "values from 0 to 2; a mask of one class has 0 and another"),
         (another_size, "an image of (48, 64) pixels has labels of (99999999, 64)"),
-        (runs_without_end, "a mask of 9999999x99999999 at (0, 20) in an image of (48, 64)"),
+        (
+            runs_without_end,
+            "annotations.xml: 00.jpg: a mask of 9999999x99999999 at (0, 20) in an image of (48, 64)",
+        ),
         (brush_of_another_size, "a brush of 4294967295 values, not 48x64x4"),
         (missing_image, "project-1.json: no image 0a1b2c3d-03.jpg in"),
         (missing_segments, "panoptic.json: no 03.png of segments in"),

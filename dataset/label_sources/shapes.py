@@ -91,11 +91,19 @@ def draw(drawing: Drawing, index: dict[str, int], whose: str) -> np.ndarray:
         for shape in drawing.shapes:
             value = IGNORE_INDEX if shape.label is None else index[shape.label]
             if shape.mask:
-                label[shape.mask(size)] = value
+                label[_mask_of(shape, size, drawing)] = value
             for polygon in shape.polygons:
                 corners = np.rint(polygon).clip(-FARTHEST, FARTHEST).astype(np.int32)
                 cv2.fillPoly(label, [corners], value)
     return turn(label, orientation)
+
+
+def _mask_of(shape: Shape, size: Size, drawing: Drawing) -> np.ndarray:
+    """Raises InputError: what encodes it is of another size."""
+    try:
+        return shape.mask(size)
+    except InputError as error:
+        raise InputError(f"{drawing.document}: {drawing.image.name}: {error}") from error
 
 
 def polygon(numbers) -> np.ndarray:
