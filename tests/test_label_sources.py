@@ -508,7 +508,7 @@ def missing_segments(root: Path) -> None:
         (another_size, "an image of (48, 64) pixels has labels of (99999999, 64)"),
         (
             runs_without_end,
-            "annotations.xml: 00.jpg: a mask of 9999999x99999999 at (0, 20) in an image of (48, 64)",
+            "xml: 00.jpg: a mask of 9999999x99999999 at (0, 20) in an image of (48, 64)",
         ),
         (brush_of_another_size, "a brush of 4294967295 values, not 48x64x4"),
         (missing_image, "project-1.json: no image 0a1b2c3d-03.jpg in"),
