@@ -158,7 +158,11 @@ def read_values(path: str | Path) -> np.ndarray:
     Raises:
         InputError: see `read_label`.
     """
-    data = read_bytes(path, IMAGE_BYTES)
+    return decode_values(path, read_bytes(path, IMAGE_BYTES))
+
+
+def decode_values(path: str | Path, data: bytes) -> np.ndarray:
+    """As `read_values`, of a picture that stands in another file, `path`."""
     file = _opened(path, data)
     if file.bands != 1 or file.mode == "F":
         raise InputError(

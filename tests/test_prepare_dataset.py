@@ -1,5 +1,6 @@
 """Data as people have them, to label maps that are compared pixel by pixel, and to a training."""
 
+import base64
 import json
 from pathlib import Path
 
@@ -77,9 +78,13 @@ def labelme(root: Path):
         left, top, right, bottom = box(truth(name))
         corners = [[left, top], [right, top], [right, bottom], [left, bottom]]
         field = [[0, 20], [SIZE[1] - 1, 20], [SIZE[1] - 1, SIZE[0] - 1], [0, SIZE[0] - 1]]
+        ones = np.ones((bottom - top + 1, right - left + 1), np.uint8)
+        ones = base64.b64encode(cv2.imencode(".png", ones)[1]).decode()
         shapes = [
             {"label": "field", "points": field, "shape_type": "polygon"},
-            {"label": "disc", "points": corners[::2], "shape_type": "rectangle"},
+            {"label": "disc", "points": corners[::2], "shape_type": "rectangle"}
+            if int(name) % 2
+            else {"label": "disc", "points": corners[::2], "shape_type": "mask", "mask": ones},
             {"label": "disc", "points": [[0, 0]], "shape_type": "point"},
         ]
         content = {"imagePath": f"elsewhere\\{name}.jpg", "shapes": shapes}

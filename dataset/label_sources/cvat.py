@@ -5,16 +5,14 @@ from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
-import numpy as np
-
 from projects.SegFormer.dataset.label_sources.mask_files import split_name
 from projects.SegFormer.dataset.label_sources.shapes import (
     Drawing,
     Shape,
-    Size,
     drawn_source,
     ellipse,
     of_runs,
+    placed,
     polygon,
     rectangle,
 )
@@ -69,16 +67,8 @@ def _numbers(element, *names: str) -> list[float]:
 def _mask(element) -> Shape:
     runs = [int(run) for run in element.get("rle").split(",")]
     left, top, width, height = (int(element.get(it)) for it in ("left", "top", "width", "height"))
-    return Shape(element.get("label"), mask=partial(_placed, runs, left, top, width, height))
-
-
-def _placed(runs: list[int], left: int, top: int, width: int, height: int, size: Size):
-    mask = np.zeros(size, bool)
-    part = mask[top : top + height, left : left + width]
-    if min(left, top) < 0 or part.shape != (height, width):
-        raise InputError(f"a mask of {height}x{width} at ({left}, {top}) in an image of {size}")
-    part[:] = of_runs(runs, height, width)
-    return mask
+    part = partial(of_runs, runs, height, width)
+    return Shape(element.get("label"), mask=partial(placed, part, left, top, height, width))
 
 
 SHAPES = {

@@ -86,7 +86,7 @@ def _shapes(result: dict, size: Size | None, other: Counter) -> list[Shape]:
         other[str(result.get("type"))] += 1
         return []
     height, width = size
-    scale = np.array([width, height]) / 100
+    scale = np.array([width, height], np.float64) / 100
     if value.get("format") == "rle":
         mask = partial(_brush, value["rle"], size)
         return [Shape(str(label), mask=mask) for label in labels]

@@ -1,17 +1,20 @@
 """LabelMe: a JSON file beside each image, with the shapes on it."""
 
+import base64
 from collections import Counter
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from projects.SegFormer.dataset.image_files import decode_values
 from projects.SegFormer.dataset.label_sources.mask_files import split_name
 from projects.SegFormer.dataset.label_sources.shapes import (
     Drawing,
     Shape,
     drawn_source,
     ellipse,
+    placed,
     polygon,
     rectangle,
 )
@@ -25,6 +28,17 @@ def _circle(corners: np.ndarray) -> np.ndarray:
     """Of its centre and a point on it."""
     radius = np.linalg.norm(corners[1] - corners[0])
     return ellipse(*corners[0], radius, radius)
+
+
+def _mask(shape: dict, document: Path) -> partial:
+    """A PNG in base 64, of the rectangle between two points; their pixels are in it."""
+    (left, top), (right, bottom) = np.rint(polygon(shape["points"])).astype(int).tolist()
+    data = base64.b64decode(shape["mask"], validate=True)
+
+    def part() -> np.ndarray:
+        return decode_values(document, data) > 0
+
+    return partial(placed, part, left, top, bottom - top + 1, right - left + 1)
 
 
 OUTLINES = {
@@ -46,7 +60,9 @@ def read_labelme(documents: list[tuple[Path, dict]], files: Files, ignored: set[
             shapes = []
             for it in content["shapes"]:
                 kind, label = it.get("shape_type") or "polygon", str(it["label"])
-                if kind in OUTLINES:
+                if kind == "mask":
+                    shapes.append(Shape(MEANT.get(label, label), mask=_mask(it, document)))
+                elif kind in OUTLINES:
                     outline = OUTLINES[kind](polygon(it["points"]))
                     shapes.append(Shape(MEANT.get(label, label), [outline]))
                 else:

@@ -131,6 +131,21 @@ def turned(corners: np.ndarray, centre: Sequence[float], degrees: float) -> np.n
     return (corners - centre) @ [[cosine, sine], [-sine, cosine]] + np.array(centre)
 
 
+def placed(
+    part: Callable[[], np.ndarray], left: int, top: int, height: int, width: int, size: Size
+) -> np.ndarray:
+    """The mask of an image, (H, W) bool, of one of a rectangle in it.
+
+    Raises InputError: the rectangle is not within the image; `part` is not called then.
+    """
+    mask = np.zeros(size, bool)
+    window = mask[top : top + height, left : left + width]
+    if min(left, top) < 0 or window.shape != (height, width):
+        raise InputError(f"a mask of {height}x{width} at ({left}, {top}) in an image of {size}")
+    window[:] = part()
+    return mask
+
+
 def of_runs(runs: Sequence[int], height: int, width: int) -> np.ndarray:
     """Runs of 0 and 1 in turns, row by row: (height, width) bool. Raises InputError: they are not
     so many pixels."""
