@@ -174,6 +174,10 @@ def kill_rank(output: Path, rank: int) -> None:
             os.kill(process, signal.SIGKILL)
 
 
+# What a training that is not to be killed can do without.
+TO_THE_END = ("train.checkpointer.period=24", "train.evaluation.enabled=False")
+
+
 def start_training(start, folder_data: Path, output: Path, processes: int, *more: str, **node):
     """24 steps, those of the fixture `trained`, data parallel, a checkpoint every second."""
     more = ("train.checkpointer.period=2", SPLITS["data"], *more)
@@ -196,7 +200,7 @@ def test_killed_rank_ends_the_training_which_resumes(folder_data, trained, tmp_p
 
     done = last_checkpoint(str(tmp_path))[1] + 1
     assert 0 < done < 24
-    process = start_training(start, folder_data, tmp_path, 2, "--resume")
+    process = start_training(start, folder_data, tmp_path, 2, *TO_THE_END, "--resume")
     stdout, stderr = process.communicate(timeout=200)
     assert process.returncode == 0, stderr
     assert f"Training from iteration {done} to 24" in stdout
@@ -221,7 +225,7 @@ def start_two_machines(start, folder_data: Path, output: Path, *more: str) -> li
 
 
 def test_two_machines_train_as_one_process(folder_data, trained, tmp_path, start):
-    for process in start_two_machines(start, folder_data, tmp_path):
+    for process in start_two_machines(start, folder_data, tmp_path, *TO_THE_END):
         _, stderr = process.communicate(timeout=300)
         assert process.returncode == 0, stderr
     found, expected = losses(tmp_path), losses(trained)

@@ -186,7 +186,7 @@ def test_accumulation_in_both_modes(folder_data, tmp_path):
     # At one rate, for eager mode's schedule goes on by half steps.
     command += ("train.scheduler.power=0", "train.warmup_ratio=0")
     for mode in MODES:
-        process = run_tool(
+        process = run_here(
             TOOL, *training(folder_data, tmp_path / mode, *command, mode_override(mode))
         )
         assert process.returncode == 0, process.stderr
