@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 import transformers
 
 from conftest import run_tool
@@ -143,7 +142,7 @@ print((kilobytes("VmHWM") - idle) * 1024, size)
 @pytest.mark.slow
 @pytest.mark.parametrize("is_safe", [True, False], ids=["safetensors", "bin"])
 def test_b5_is_loaded_in_little_memory(is_safe, tmp_path):
-    with torch.no_grad():
+    with transformers.modeling_utils.no_init_weights():
         config = transformers.SegformerConfig(
             depths=[3, 6, 40, 3], hidden_sizes=[64, 128, 320, 512], decoder_hidden_size=768
         )
