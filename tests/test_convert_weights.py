@@ -35,6 +35,7 @@ from projects.SegFormer.model_utils.segf_loader import (
     SegFLoaderLiBai,
     SegFLoaderOfficial,
 )
+from projects.SegFormer.model_utils.sizes import sizes_of
 from projects.SegFormer.model_utils.test_segloader import random_images, random_model
 from projects.SegFormer.model_utils.weight_files import read_weights
 from projects.SegFormer.modeling.errors import InputError
@@ -42,7 +43,7 @@ from projects.SegFormer.modeling.segformer_model import (
     SegformerForImageClassification,
     SegformerForSemanticSegmentation,
 )
-from projects.SegFormer.tools.convert_weights import _from_config, main, sizes_of
+from projects.SegFormer.tools.convert_weights import _from_config, main
 
 TOOL = "tools/convert_weights.py"
 MODELS = dict(
@@ -158,7 +159,7 @@ def test_every_size_goes_there_and_back(size, architecture):
     assert_same(to_here(papers, official), here)
 
     settings = to_settings(reference.config.to_dict(), "reference")
-    sizes = sizes_of(here)
+    sizes = sizes_of({name: value.shape for name, value in here.items()})
     assert {"depths", "hidden_sizes", "sr_ratios", "mlp_ratios", "num_classes"} <= sizes.keys()
     assert sizes == {name: settings[name] for name in sizes}
     assert ("decoder_hidden_size" in sizes) == is_segmentation

@@ -13,7 +13,6 @@ import projects.SegFormer.engine.process  # noqa: F401
 
 import argparse
 import os
-import re
 import shutil
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -56,6 +55,7 @@ from projects.SegFormer.model_utils.segf_loader import (
     open_in_any_format,
     read_description,
 )
+from projects.SegFormer.model_utils.sizes import sizes_of
 from projects.SegFormer.model_utils.weight_files import SETTINGS_FILE, read_meta
 from projects.SegFormer.model_utils.weight_paths import snapshot
 from projects.SegFormer.model_utils.weight_writers import (
@@ -160,7 +160,9 @@ def describe(source: str, config: str | None, state: dict, key_format: KeyFormat
     elif key_format.eps:
         names = read_meta(source).get("CLASSES")
         classes = list(map(str, names)) if isinstance(names, (list, tuple)) else []
-        model = Description(sizes_of(state) | FAMILY, classes)
+        model = Description(
+            sizes_of({key: value.shape for key, value in state.items()}) | FAMILY, classes
+        )
     elif config_of_training := find_weights(source)[1]:
         model = _from_config(config_of_training)
     else:
@@ -225,49 +227,6 @@ def _from_huggingface(folder: str) -> Description:
         class_names(config, folder),
         read_json(processor) if os.path.isfile(processor) else {},
     )
-
-
-def sizes_of(state: dict) -> dict:
-    """The settings of a model that show in the shapes of its weights, named as in this project.
-
-    Raises InputError when a layer is missing that they are read off.
-    """
-    shapes = {key: value.shape for key, value in state.items()}
-
-    def shape_of(key):
-        if key not in shapes:
-            raise InputError(f"the weights are not whole: {key} is missing")
-        return shapes[key]
-
-    stages = range(sum(bool(re.fullmatch(r".*layer_norms\.\d+\.bias", key)) for key in shapes))
-    depths = [
-        sum(bool(re.fullmatch(rf".*blocks\.{i}\.\d+\.norm1\.bias", key)) for key in shapes)
-        for i in stages
-    ]
-    blocks = [f"segformer.blocks.{i}.0" for i in stages]
-    try:
-        hidden_sizes = [shape_of(f"segformer.layer_norms.{i}.weight")[0] for i in stages]
-        patches = [shape_of(f"segformer.patch_embeds.{i}.proj.weight") for i in stages]
-        ratios = [
-            shape_of(f"{block}.mlp.dense_4h_to_h.weight")[0] / channels
-            for block, channels in zip(blocks, hidden_sizes)
-        ]
-        settings = dict(
-            num_channels=patches[0][1],
-            depths=depths,
-            hidden_sizes=hidden_sizes,
-            sr_ratios=[shapes.get(f"{block}.attn.sr.weight", (1,))[-1] for block in blocks],
-            mlp_ratios=[int(ratio) if ratio.is_integer() else ratio for ratio in ratios],
-            patch_sizes=[shape[-1] for shape in patches],
-        )
-        if "head.weight" in shapes:
-            return settings | dict(num_classes=shapes["head.weight"][1])
-        classes, decoder_hidden_size = shape_of("head.linear_pred.weight")[:2]
-    except InputError:
-        raise
-    except (IndexError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise InputError("the shapes of its tensors are not a SegFormer's") from error
-    return settings | dict(num_classes=classes, decoder_hidden_size=decoder_hidden_size)
 
 
 def check_family(settings: dict) -> None:
