@@ -76,6 +76,8 @@ def test_colours_of_the_palette_and_of_dataset_json(tmp_path):
         ("images/img_{}.png", "masks/mask_{}.png"),
         ("images/a/{}.png", "masks/{}.png"),
         ("x_images/{}.PNG", "x_masks/{}-seg.png"),
+        ("images_a/{}.PNG", "masks_a/{}.png"),
+        ("Images/{}.jpg", "labels_rgb/{}.png"),
         ("segmentation/rgb/{}.jpg", "segmentation/gt/{}.bmp"),
         ("photo.{}.jpeg", "photo.{}_label.png"),
         ("images/left_L_{}_L.png", "labels/left_L_{}_L.png"),

@@ -8,11 +8,15 @@ from typing import NamedTuple
 
 from projects.SegFormer.modeling.errors import InputError
 
-# Folders, alone or after the name of a split, as train_labels and trainannot.
-IMAGE_FOLDER = re.compile(r"^(|.*[-_ ])(jpeg)?(images?|imgs?|photos?|pictures?|rgb|data)$", re.I)
+# Folders, alone or beside the name of a split or the like: train_labels, masks_train, trainannot.
+IMAGE_FOLDER = re.compile(
+    r"(|.*[-_ ])(jpeg)?(images?|imgs?|photos?|pictures?|rgb|data)|(images?|imgs?)[-_ ](?P<rest>.*)",
+    re.I,
+)
 LABEL_FOLDER = re.compile(
-    r"^(|.*[-_ ]|train|val|test)(annotations?|annots?|labels?|masks?|gt|ground[-_ ]?truth"
-    r"|segmentations?|segmentationclass(png)?|seg|targets?)$",
+    r"(|.*[-_ ]|train|val|test)(annotations?|annots?|labels?|masks?|gt|ground[-_ ]?truth"
+    r"|segmentations?|segmentationclass(png)?|seg|targets?)"
+    r"|(annotations?|labels?|masks?|gt)[-_ ](?P<rest>.*)",
     re.I,
 )
 # Pictures that are no labels of classes: VOC's and labelme2voc's objects, previews.
@@ -43,12 +47,13 @@ def split_name(place: Path) -> tuple[str | None, str]:
     """
     role, kept = None, []
     for part in place.parent.parts[::-1]:
-        is_label, is_image = LABEL_FOLDER.match(part), IMAGE_FOLDER.match(part)
+        is_label, is_image = LABEL_FOLDER.fullmatch(part), IMAGE_FOLDER.fullmatch(part)
         if OTHER_FOLDER.search(part):
             role = "other"
         elif is_label or is_image:
             role = role or ("label" if is_label else "image")
-            part = (is_label or is_image)[1].rstrip("-_ ")
+            match = is_label or is_image
+            part = (match[1] or match["rest"] or "").rstrip("-_ ")
         kept = [part, *kept] if part else kept
     stem = place.stem
     word = LABEL_WORD.search(stem)
