@@ -28,7 +28,7 @@ from projects.SegFormer.evaluation.prediction import (
     PLAIN_CONFIG,
     Found,
     architecture_in,
-    find,
+    find_all,
     find_weights,
     mean_and_std_beside,
     told_by_kind,
@@ -87,7 +87,7 @@ class Classifier:
         config: str | None = None,
         overrides: Sequence[str] = (),
     ):
-        found = find(config, os.fspath(weights), list(overrides))
+        found = find_all(config, os.fspath(weights), list(overrides))
         with told_by_kind(found.weights, ARCHITECTURES[1]):
             self._load(found, list(overrides))
 

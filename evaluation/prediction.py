@@ -161,7 +161,7 @@ class Found(NamedTuple):
     of_training: str | None
 
 
-def find(config: str | None, weights: str, overrides: list[str], free: str = "") -> Found:
+def find_all(config: str | None, weights: str, overrides: list[str], free: str = "") -> Found:
     """Raises InputError for overrides without a config, but for those that begin with `free`."""
     weights, of_training = find_weights(weights)
     file = config or of_training
@@ -193,7 +193,7 @@ def prediction_of(
         InputError: neither says what the classes are, or they are others than the weights have; or
             see `load_config` and `load_model`.
     """
-    found = find(config, weights, overrides, free="inference.")
+    found = find_all(config, weights, overrides, free="inference.")
     with told_by_kind(found.weights, ARCHITECTURES[0]):
         return _prediction_of(found, config, overrides, engine)
 
@@ -226,7 +226,7 @@ def _prediction_of(
             beside = of_config(of_training)
         except InputError as error:  # it is not what counts
             print(f"note: {error}", file=sys.stderr)
-    if fixed and not cfg.inference.crop_size:  # images have that size already
+    if fixed and "inference" in cfg and not cfg.inference.crop_size:  # scaled to that size before
         cfg.inference.resize, cfg.inference.divisor = None, 1
     inference = build_inference(cfg)
     if file:
@@ -248,8 +248,8 @@ def _prediction_of(
             print(f"note: {beside.source} {text}", file=sys.stderr)
         mean, std = mean_and_std_beside(beside, channels)
         transforms = [Normalize(mean, std)]
-        square = beside.size if isinstance(beside.size, (tuple, list)) else None
-        crop, scaled = tuple(beside.trained_on or square or USUAL_CROP), beside.size
+        square = beside.size if isinstance(beside.size, tuple) else None
+        crop, scaled = beside.trained_on or square or USUAL_CROP, beside.size
     if (scaled := fixed or scaled) and not inference.resize and not inference.crop_size:
         transforms.insert(0, Scaled(scaled, beside.resample))
     return Prediction(

@@ -12,6 +12,7 @@ from libai.config import instantiate
 from conftest import CONFIG, TINY_MODEL, losses, run_here, tiny_run
 from projects.SegFormer.engine.checkpoint import read_record
 from projects.SegFormer.engine.config import load_config
+from projects.SegFormer.evaluation.classifier import Classifier
 from projects.SegFormer.model_utils.model_weights import state_of
 from projects.SegFormer.model_utils.segf_loader import SegFLoaderLiBai
 from projects.SegFormer.model_utils.weight_files import read_weights
@@ -73,6 +74,17 @@ def pretrained(pattern_images, tmp_path_factory) -> Path:
     )
     assert process.returncode == 0, process.stderr
     return output
+
+
+def test_classifier_in_a_program_of_ones_own(pretrained, pattern_images):
+    """It is right as often as the evaluation of the training says, and knows the classes."""
+    classifier = Classifier(pretrained / "model_final")
+    files = sorted((pattern_images / "val").glob("*/*.png"))
+    best = [result.top(1)[0][0] for result in classifier(files)]
+    right = [name == file.parent.name for name, file in zip(best, files)]
+    truth = json.loads((pretrained / "evaluation.json").read_text())
+    assert len(right) == 32 and 100 * np.mean(right) == pytest.approx(truth["top1"])
+    assert classifier.classes == sorted(PATTERNS)
 
 
 def test_accuracy(pretrained):
