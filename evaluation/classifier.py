@@ -161,7 +161,7 @@ def predictor_of(
 ) -> Segmenter | Classifier:
     """The one of both that the weights are of. Arguments and errors as theirs."""
     found, _ = find_weights(os.fspath(weights))
-    if not found.endswith(".onnx") and architecture_in(found) == ARCHITECTURES[1]:
+    if architecture_in(found) == ARCHITECTURES[1]:
         if engine == "onnx":
             raise InputError(f"--engine onnx does not take {weights}: a classifier runs in oneflow")
         return Classifier(weights, config, overrides)

@@ -176,6 +176,7 @@ def what_lies_beside(found: Found) -> Beside | None:
     """Raises InputError where neither that nor a config says how weights are used."""
     beside = beside_weights(found.weights)
     if not beside and not found.file:
+        open_in_any_format(found.weights)  # which tells it if there are none at all
         raise InputError(
             f"{found.weights} does not say how it is used: no config.json, segformer.json or "
             "config.yaml lies beside it; give the config of its training, --config configs/... or "
@@ -279,6 +280,8 @@ def mean_and_std_beside(beside: Beside, channels: int) -> tuple[list[float], lis
 
 def architecture_in(weights: str) -> str | None:
     """transformers' name of the model that the weights are of; None where that does not show."""
+    if weights.endswith(".onnx"):
+        return ARCHITECTURES[0]
     try:
         return architecture_of(open_in_any_format(weights)[0].shapes)
     except InputError:
@@ -291,7 +294,7 @@ def told_by_kind(weights: str, architecture: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        found = None if weights.endswith(".onnx") else architecture_in(weights)
+        found = architecture_in(weights)
         if found in (None, architecture):
             raise
         raise InputError(f"the weights at {weights} are {KINDS[found]}") from error

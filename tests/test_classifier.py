@@ -174,6 +174,8 @@ def test_each_names_the_other(theirs, training, tmp_path):
     with pytest.raises(InputError, match="are a segmentation model's: Segmenter of .*segmenter.py"):
         Classifier(tmp_path / "segmentation")
     assert isinstance(predictor_of(tmp_path / "segmentation"), Segmenter)
+    with pytest.raises(InputError, match="model.onnx are a segmentation model's"):
+        Classifier(tmp_path / "model.onnx")
     with pytest.raises(InputError, match="--engine onnx does not take"):
         predictor_of(theirs[0], engine="onnx")
 

@@ -145,6 +145,25 @@ def test_a_file_of_the_papers_authors(trained, tmp_path):
         Segmenter(file)
 
 
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("nowhere", "no weights at .*nowhere: neither a file nor a folder"),
+        ("empty", "no weights in .*empty: .* it is empty"),
+        ("begun", "no weights in .*begun: .* it holds config.yaml"),
+        ("photo.png", "photo.png is no PyTorch file"),
+        ("gone.onnx", "no file .*gone.onnx: expected a model.onnx"),
+    ],
+)
+def test_no_weights(trained, tmp_path, name, words):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "begun").mkdir()
+    shutil.copy(trained / "config.yaml", tmp_path / "begun")
+    photo(tmp_path / "photo.png")
+    with pytest.raises(InputError, match=words):
+        Segmenter(tmp_path / name)
+
+
 def test_overlay(segmenter, tmp_path):
     picture = photo(tmp_path / "photo.png")
     result = segmenter(picture)
