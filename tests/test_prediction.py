@@ -225,6 +225,17 @@ def test_export_of_a_folder_alone(model_onnx, tmp_path):
     np.testing.assert_allclose(found.std, [51, 76.5, 102])
 
 
+def test_scaling_of_an_image_processor_is_in_the_file(tmp_path):
+    huggingface(tmp_path / "weights", 7, PROCESSORS["bicubic"])
+    picture = photo(tmp_path / "photo.png")
+    files = str(tmp_path / "weights"), str(tmp_path / "model.onnx")
+    export.main(["--weights", files[0], "--output", files[1]])
+    made = [prediction_of(None, file, []) for file in files]
+    first, second = (it.network_input(picture) for it in made)
+    assert first.shape == (1, 3, 160, 96)
+    np.testing.assert_array_equal(first, second)
+
+
 def test_what_disagrees_is_told_and_the_config_counts(model_onnx, folder_data, tmp_path, capsys):
     overrides = tiny_run(folder_data, tmp_path)
     made = prediction_of(CONFIG, str(model_onnx[0]), overrides)
