@@ -524,11 +524,10 @@ import numpy as np
 from transformers import pipeline
 
 segment = pipeline("image-segmentation", "huggingface")
-index = segment.model.config.label2id
-labels = np.zeros(0)
-for part in segment("photo.png"):
-    mask = np.asarray(part["mask"]) > 0  # (height, width), of the class part["label"]
-    labels = np.where(mask, index[part["label"]], labels if labels.size else 255)
+parts = segment("photo.png")  # of each class that is there its "label" and its "mask"
+labels = np.zeros(parts[0]["mask"].size[::-1], np.uint8)  # (height, width)
+for part in parts:
+    labels[np.asarray(part["mask"]) > 0] = segment.model.config.label2id[part["label"]]
 """
 
 
