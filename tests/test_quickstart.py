@@ -14,10 +14,15 @@ from conftest import ROOT
 @pytest.mark.slow
 def test_quickstart_learns_to_see_street_scenes(tmp_path):
     process = subprocess.Popen(
-        ["bash", "tools/quickstart.sh", str(tmp_path)], cwd=ROOT, start_new_session=True
+        ["bash", "tools/quickstart.sh", str(tmp_path)],
+        cwd=ROOT,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
-        assert process.wait(timeout=1500) == 0
+        stdout, _ = process.communicate(timeout=1500)
+        assert process.returncode == 0
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -25,6 +30,10 @@ def test_quickstart_learns_to_see_street_scenes(tmp_path):
     result = json.loads((tmp_path / "training" / "evaluation.json").read_text())
     assert result["mIoU"] >= 55
     assert all(iou is not None for iou in result["IoU"].values())  # all 19 classes are there
+
+    report = tmp_path / "training" / "report.html"
+    assert stdout.splitlines()[-1].split() == ["report:", str(report)]
+    assert report.read_text().count("<img ") == 2 * 5 * 4  # five at random and five worst
 
     images = sorted((tmp_path / "data/leftImg8bit/val").rglob("*.png"))
     assert len(images) >= 20

@@ -3,6 +3,7 @@
 import base64
 import json
 import logging
+import platform
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 
 import cv2
 import numpy as np
+import oneflow as flow
 import pytest
 
 from conftest import CONFIG
@@ -346,6 +348,22 @@ def test_report_that_cannot_be_written_ends_nothing(tmp_path, caplog, monkeypatc
     logger.removeHandler(caplog.handler)
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 3 and all("could not write" in line for line in lines), lines
+
+
+def test_report_of_a_resumed_training(hostile, tmp_path):
+    """Its time is that of all its parts; what it runs on is told anew."""
+    shutil.copytree(hostile, tmp_path / "run")
+    cfg = load_config(CONFIG, [f"train.output_dir={tmp_path / 'run'}"])
+    report = Report(cfg, (CONFIG, ["train.train_iter=400"]), None)
+    report.trainer = SimpleNamespace(start_iter=200, max_iter=400)
+    report.before_train()
+    report.after_train()
+    known = json.loads((tmp_path / "run/report/training.json").read_text())
+    assert 3725.2 < known["seconds"] < 3785 and known["config"] == CONFIG
+    page = Page((tmp_path / "run" / "report.html").read_text())
+    assert page.row("oneflow", 2)[0].startswith(f"{flow.__version__}, ")
+    assert page.row("Python", 2) == [platform.python_version()]
+    assert page.row("ranks", 2) == ["1 (data 1 x tensor 1 x pipeline 1)"]
 
 
 def test_pictures_for_tensorboard(hostile):

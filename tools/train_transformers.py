@@ -4,7 +4,8 @@
 
 The same initial weights, samples, augmentation, schedule and parameter groups; only the network and
 the noise of its dropout are transformers'. It writes the loss of every iteration and the mIoU at
-the end to metrics.json, and needs torch and transformers (bash tools/setup.sh --test).
+the end to metrics.json, the scores of all classes to evaluation.json, and needs torch and
+transformers (bash tools/setup.sh --test).
 """
 
 import projects.SegFormer.engine.process  # noqa: F401
@@ -24,7 +25,7 @@ from tqdm import tqdm
 from projects.SegFormer.engine import command_line
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.engine.libai_mends import mend_libai
-from projects.SegFormer.evaluation.mean_iou import MeanIoUEvaluator, format_table
+from projects.SegFormer.evaluation.mean_iou import MeanIoUEvaluator, format_table, write_json
 from projects.SegFormer.model_utils.key_rules import HUGGINGFACE, from_here
 from projects.SegFormer.model_utils.model_weights import state_of
 from projects.SegFormer.modeling.errors import InputError
@@ -61,6 +62,7 @@ def main(arguments: list[str]) -> None:
             print(json.dumps({"iteration": iteration + 1, "total_loss": loss}), file=metrics)
         result = evaluate(reference, instantiate_test_loader(cfg))
         print(json.dumps({"iteration": cfg.train.train_iter, "mIoU": result["mIoU"]}), file=metrics)
+    write_json(result, os.path.join(folder, "evaluation.json"))
     print(format_table(result))
 
 

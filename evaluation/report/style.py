@@ -47,7 +47,7 @@ h2 + .note, h3 + .note { margin-bottom: 0.75rem; }
 .facts small { display: block; color: var(--muted); font-size: 0.8rem; }
 
 .charts {
-  display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr));
+  display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr));
   gap: 1.25rem 1.5rem;
 }
 .smalls {
