@@ -156,7 +156,7 @@ class Evaluation(HookBase):
         evaluate: gives scores by name, the same on all ranks.
         best: takes one of them.
         writers: on the main rank; one is a JsonWriter.
-        report: the main rank's, which is brought up to date.
+        report: on the main rank, brought up to date; None on others.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class Evaluation(HookBase):
         period: int,
         best: BestCheckpointer,
         writers: list[EventWriter],
-        report: Report | None = None,
+        report: Report | None,
     ):
         self.evaluate, self.period, self.best, self.writers = evaluate, period, best, writers
         self.report = report

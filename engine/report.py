@@ -8,7 +8,6 @@ import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 
 import libai
@@ -104,7 +103,7 @@ class Report(HookBase):
                 named = ", ".join(f"{name} {values[name]:.2f}%" for name in lowest)
                 yield f"  lowest {figure}: {named}"
                 break
-        yield f"  report: {self.folder / 'report.html'}"
+        yield f"  report: {self.folder / REPORT}"
         weights = self.folder / BEST
         weights = shlex.quote(str(weights if weights.is_dir() else self.folder))
         yield f"  next: python tools/predict.py --weights {weights} --output predictions IMAGES"
@@ -126,9 +125,9 @@ def versions() -> dict[str, str]:
     return {
         "Python": platform.python_version(),
         "oneflow": f"{flow.__version__}, {os.path.dirname(flow.__file__)}",
-        "libai": f"{libai.__version__}, {os.path.dirname(libai.__file__)}",
+        "libai": f"{getattr(libai, '__version__', 'unknown')}, {os.path.dirname(libai.__file__)}",
         "numpy": np.__version__,
-        "SegFormer": f"{version('segformer-libai')}, {Path(__file__).resolve().parent.parent}",
+        "SegFormer": str(Path(__file__).resolve().parent.parent),
     }
 
 

@@ -225,17 +225,19 @@ def _check_sizes(dataset, draws: list[Draw], sizes: list, found: tuple, inferenc
             )
 
 
-def _write_pictures(folder: str, dataset, counts, found: dict[str, list[Entry]], count: int):
-    """The record for the report, and a sheet of the `count` worst images."""
-    if count and found["worst"]:
-        path = os.path.join(folder, "worst_images.png")
-        draw_sheet(path, dataset, found["worst"][:count])
-        logger.info(f"The images of lowest mIoU are in {path}")
+def _write_pictures(
+    folder: str, dataset, counts: np.ndarray, found: dict[str, list[Entry]], worst_images: int
+) -> None:
+    """The record for the report, and a sheet of the worst images."""
     pictures = {
         kind: [draw_picture(dataset, index, prediction) for _, index, prediction in entries[:SHOWN]]
         for kind, entries in found.items()
     }
     write_record(folder, Evaluated(dataset.classes, dataset.palette, counts, pictures))
+    if worst_images and found["worst"]:
+        path = os.path.join(folder, "worst_images.png")
+        draw_sheet(path, dataset, found["worst"][:worst_images])
+        logger.info(f"The images of lowest mIoU are in {path}")
 
 
 def _summed(evaluators: list) -> dict:
