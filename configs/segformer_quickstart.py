@@ -30,7 +30,7 @@ train.global_batch_size = 2
 train.train_iter = 720
 train.warmup_ratio = 0.05
 train.checkpointer.period = 360
-train.evaluation.eval_period = 720
+train.evaluation.eval_period = 180
 train.log_period = 20
 
 inference.resize = "${data.scale}"
