@@ -148,9 +148,10 @@ def kept(redirect: type):
 
 
 def forget_training() -> None:
-    """Of what `run_here` has run: the log's files, its console and the lock of the folder."""
+    """Of what `run_here` has run: the log's files, console and level, the lock of the folder."""
     log = logging.getLogger("libai")
     log.handlers.clear()
+    log.setLevel(logging.NOTSET)
     log.propagate = True
     setup_logger.cache_clear()
     while output_folder._held:
