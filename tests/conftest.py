@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 import oneflow as flow
 import pytest
+from libai.utils import distributed
 from libai.utils.logger import setup_logger
 from tensorboardX.proto.event_pb2 import Event
 
@@ -127,6 +128,8 @@ def run_here(*command: str) -> subprocess.CompletedProcess:
     with kept(redirect_stdout) as out, kept(redirect_stderr) as err, context as patch:
         patch.setattr(sys, "argv", list(command))
         patch.chdir(ROOT)
+        # Put back afterwards: a training says where the layers of its model are.
+        patch.setattr(distributed, "_DIST_UTIL", distributed._DIST_UTIL)
         try:
             if name == "tools.train_net":
                 module.leave(module.run(list(command[1:])))
