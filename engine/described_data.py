@@ -23,7 +23,7 @@ def fill_in(config: DictConfig) -> None:
     is_tuned = bool(config.model.cfg.get("pretrained_model_path") or config.train.load_weight)
     largest = LONGEST_SHORT_SIDE if flow.cuda.is_available() else LONGEST_SHORT_SIDE // 2
     shrunk = min(1.0, LONGEST_SHORT_SIDE / min(found.size))
-    scale = [round(side * shrunk) for side in found.size]
+    scale = list(config.data.scale or [round(side * shrunk) for side in found.size])
     crop = [max(min(side, largest) // MULTIPLE, 2) * MULTIPLE for side in scale]
     batch = config.train.global_batch_size or 4
     epochs = 50 if is_tuned else 100
@@ -39,7 +39,7 @@ def fill_in(config: DictConfig) -> None:
             f"of that, in multiples of {MULTIPLE}, at most {largest}"
             + ("" if flow.cuda.is_available() else " without a GPU"),
         ),
-        ("inference.resize", scale if shrunk < 1 else None, "as in training"),
+        ("inference.resize", scale if scale != found.size else None, "as in training"),
         ("train.global_batch_size", batch, "as the learning rate is for"),
         ("train.train_iter", steps, f"{epochs} epochs: {start}"),
         ("train.checkpointer.period", fifth, "a fifth of the training"),

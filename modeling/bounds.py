@@ -14,6 +14,7 @@ MIB = 2**20
 # Files that are read as a whole, in bytes.
 META_BYTES = 65_536  # shape and dtype of a tensor in a folder of LiBai
 JSON_BYTES = 32 * MIB  # the index of a thousand shards has 1
+LABEL_JSON_BYTES = 512 * MIB  # the labels of a data set; those of COCO's train2017 have 428
 YAML_BYTES = MIB // 2  # the config of an ImageNet training has 0.03
 YAML_VALUES = 50_000  # with each anchor written out where it is used
 YAML_REFERENCES = 1_000

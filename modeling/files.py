@@ -45,16 +45,19 @@ def read_json(path: str | Path, *names: str) -> dict:
     return content
 
 
-def read_json_value(path: str | Path):
-    """What a JSON file holds, an object or other. Raises InputError when it holds no JSON."""
+def read_json_value(path: str | Path, at_most: int = JSON_BYTES):
+    """What a JSON file of `at_most` bytes holds, an object or other.
+
+    Raises InputError when it holds no JSON, or is larger.
+    """
     try:
-        content = json.loads(read_bytes(path, JSON_BYTES))
+        content = json.loads(read_bytes(path, at_most))
     except InputError:
         raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({reason(error)}): download it again") from error
     try:
-        check_nesting(content, JSON_BYTES)
+        check_nesting(content, at_most)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return content

@@ -26,7 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from projects.SegFormer.dataset.description import Description
-from projects.SegFormer.dataset.image_files import read_image
+from projects.SegFormer.dataset.image_files import as_rgb, channel_count, read_image
 from projects.SegFormer.dataset.label_sources import Labelled, Source, find_source
 from projects.SegFormer.dataset.label_sources.source import fitted
 from projects.SegFormer.dataset.label_sources.splits import split
@@ -40,11 +40,13 @@ SAMPLES = 6
 
 
 def main(arguments: list[str]) -> None:
-    """Raises InputError: see `find_source`; or TARGET is there, or too few images."""
+    """Raises InputError: see `find_source`; TARGET is there or in SOURCE; or too few images."""
     args = _parser().parse_args(arguments)
     target = Path(args.target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} is there already: choose another folder, or remove it")
+    if Path(args.source).resolve() in target.resolve().parents:
+        raise InputError(f"{target} lies in {args.source}: choose a folder outside of it")
     if not 0 < args.val < 1:
         raise InputError(f"--val {args.val}: expected a share between 0 and 1, as 0.2")
     source = find_source(args.source, args.ignore, args.classes)
@@ -99,7 +101,9 @@ def write(source: Source, splits: dict[str, list[Labelled]], target: Path, copy:
             picture.symlink_to(image.image.resolve())
         write_png(mask, label)
         if len(samples) < SAMPLES:
-            samples.append((image.name, scaled(read_image(image.image)), scaled(label)))
+            bands = channel_count(image.image) if picture.suffix == ".npy" else 3
+            shown = as_rgb(read_image(image.image, bands))
+            samples.append((image.name, scaled(shown), scaled(label)))
     write_png(target / "samples.png", sample_sheet(samples, source.classes, source.palette))
     return counts, sizes
 

@@ -2,49 +2,71 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from projects.SegFormer.dataset.description import FILE, read_description
 from projects.SegFormer.dataset.folders import walk
 from projects.SegFormer.dataset.label_sources.source import BACKGROUND, MOST_CLASSES, Colour
 from projects.SegFormer.modeling.bounds import MIB
+from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.files import read_bytes
 
-TABLE_LINE = re.compile(r"(\d{1,3})[\s,;:]+(\d{1,3})[\s,;:]+(\d{1,3})")
+# Three numbers, wherever they begin: others may stand beside them.
+COLOUR = re.compile(r"(?<!\d)(?=((\d{1,3})[\s,;:]+(\d{1,3})[\s,;:]+(\d{1,3}))(?!\d))")
 NAMES_FILE = re.compile(r"(class(es)?|labels?|obj|codes|names|categories)([-_ ]?names)?", re.I)
-NUMBERED = re.compile(r"\d+\s*[:,;\s]\s*")
+NUMBERED = re.compile(r"(\d+)\s*[:,;\s]\s*(?=\S)")
+BORDER = " \t,;:\"'"
 
 
 def colour_tables(folder: Path) -> Iterator[tuple[dict[Colour, str], Path]]:
-    """Of text files whose lines have a colour and a name, as CamVid's and CVAT's."""
+    """Of text files whose lines have a colour and a name, as CamVid's and CVAT's.
+
+    Lines with more numbers, of an id or alpha, give two tables: the colour is first or last.
+    """
     for file in map(Path, walk(folder, (".txt", ".csv"))):
-        table = {}
-        for line in _lines(file):
-            match = TABLE_LINE.search(line)
-            if not match or max(map(int, match.groups())) > 255:
-                continue
-            name = (line[: match.start()] + line[match.end() :]).strip(" \t,;:\"'")
-            if name and not line.startswith("#"):
-                table.setdefault(tuple(map(int, match.groups())), name)
-        if len(table) > 1:
-            yield table, file
+        lines = [line for line in _lines(file) if not line.startswith("#")]
+        for place in (-1, 0):
+            table = {}
+            for line in lines:
+                if found := [*COLOUR.finditer(line)]:
+                    start, end = found[place].span(1)
+                    colour = tuple(map(int, found[place].groups()[1:]))
+                    if max(colour) < 256 and (name := _name(line[:start], line[end:])):
+                        table.setdefault(colour, name)
+            if len(table) > 1:
+                yield table, file
 
 
-def class_names(folder: Path) -> tuple[list[str], list[Colour], Path | None]:
+def _name(*texts: str) -> str:
+    """The first of the texts around a colour that has letters, without an id before it."""
+    texts = [NUMBERED.sub("", text.strip(BORDER), count=1) for text in texts]
+    return next((text for text in texts if re.search(r"[^\W\d]", text)), "".join(texts))
+
+
+def class_names(folder: Path) -> tuple[list[str] | dict[int, str], list[Colour], Path | None]:
     """Names, a line each, by file names as class_names.txt or obj.names; of a folder that
     tools/prepare_dataset.py has written, those of its dataset.json with their colours.
 
+    Names with a number before each, as "5: car" or Roboflow's _classes.csv, keep it: a dict.
     Of labelme2voc's names `__ignore__` stands for 255 and is none.
     """
-    if (folder / FILE).is_file():
+    with suppress(InputError):  # others have files of this name, too
         found = read_description(folder)
         return found.classes, [tuple(colour) for colour in found.palette], folder / FILE
-    for file in map(Path, walk(folder, (".txt", ".names"))):
-        if not NAMES_FILE.fullmatch(file.stem):
+    for file in map(Path, walk(folder, (".txt", ".names", ".csv"))):
+        if not NAMES_FILE.fullmatch(file.stem.strip("_")):
             continue
         lines = [line.strip() for line in _lines(file) if line.strip()]
-        if lines and all(NUMBERED.match(line) for line in lines):
-            lines = [NUMBERED.sub("", line, count=1) for line in lines]
+        if file.suffix == ".csv":
+            lines = [",".join(line.split(",")[:2]) for line in lines[1:]]  # without the header
+        numbered = [NUMBERED.match(line) for line in lines]
+        if all(numbered):
+            names = {int(it[1]): it.string[it.end() :] for it in numbered}
+            if 1 <= len({*names.values()}) == len(lines) <= MOST_CLASSES:
+                return names, [], file
+        if file.suffix == ".csv":
+            continue
         names = [line for line in lines if line != "__ignore__"]
         names = [BACKGROUND if name == "_background_" else name for name in names]
         if 1 <= len(names) <= MOST_CLASSES and len({*names}) == len(names):

@@ -20,6 +20,7 @@ from projects.SegFormer.dataset.label_sources.source import (
     Files,
     Labelled,
     Source,
+    find_ignored,
     palette_of,
     read_as,
 )
@@ -35,7 +36,10 @@ def is_coco(content) -> bool:
 
 
 def read_coco(documents: list[tuple[Path, dict]], files: Files, ignored: set[str]) -> Source:
-    """Of both kinds the panoptic one counts. Raises InputError: see `_image`."""
+    """Of both kinds the panoptic one counts, and of others those without keypoints, which label a
+    person once more. Raises InputError: see `_image`."""
+    instances = [it for it in documents if "keypoints" not in str(it[1]["categories"])]
+    documents = instances or documents
     panoptic = [it for it in documents if "segments_info" in str(it[1]["annotations"][:1])]
     return (_panoptic if panoptic else _instances)(panoptic or documents, files, ignored)
 
@@ -52,13 +56,19 @@ def _instances(documents: list[tuple[Path, dict]], files: Files, ignored: set[st
                 objects.setdefault(it["image_id"], []).append(it)
             for entry in content["images"]:
                 image, name = _image(entry, document, files)
-                own = sorted(objects.get(entry["id"], []), key=lambda it: -float(it.get("area", 0)))
+                own = sorted(objects.get(entry["id"], []), key=_area, reverse=True)
                 size = entry.get("height"), entry.get("width")
                 shapes = [_shape(it, names) for it in own if it.get("segmentation")]
                 drawings.append(Drawing(name, image, document, shapes, size if all(size) else None))
     notes = [f"{without} annotations without a segmentation: left out"] if without else []
     kind = "COCO's JSON of instances"
     return drawn_source("COCO", kind, drawings, notes, ignored, _all_names(documents))
+
+
+def _area(annotation: dict) -> float:
+    """As it is written, or of its box."""
+    *_, width, height = annotation.get("bbox") or (0, 0)
+    return float(annotation.get("area") or width * height)
 
 
 def _shape(it: dict, names: dict[int, str]) -> Shape:
@@ -78,7 +88,9 @@ def _mask(counts, own: Size, size: Size) -> np.ndarray:
 def _panoptic(documents: list[tuple[Path, dict]], files: Files, ignored: set[str]) -> Source:
     """Pixels of no segment count nowhere. A segment's number is R + 256 G + 65536 B of a colour."""
     with read_as("COCO", documents[0][0]):
-        classes = [name for name in _all_names(documents) if name not in ignored]
+        names = _all_names(documents)
+    ignored = find_ignored(ignored, {*names})
+    classes = [name for name in names if name not in ignored]
     if not 2 <= len(classes) <= MOST_CLASSES:
         raise InputError(f"COCO's panoptic JSON has {len(classes)} classes: expected 2 to 254")
     index = {name: place for place, name in enumerate(classes)} | dict.fromkeys(ignored, 255)
@@ -91,7 +103,7 @@ def _panoptic(documents: list[tuple[Path, dict]], files: Files, ignored: set[str
                 image, name = _image(entries[it["image_id"]], document, files)
                 written = str(it.get("file_name") or f"{Path(image).stem}.png")
                 near = (document.with_suffix(""), document.parent)
-                mask = files.find(written, *near, prefer=lambda it: "panoptic" in str(it).lower())
+                mask = files.find(written, *near, prefer=lambda it: _is_panoptic(it, files))
                 if mask is None or mask == image:
                     raise InputError(f"{document}: no {written} of segments in {files.folder}")
                 segments = {
@@ -107,6 +119,10 @@ def _of_segments(mask: Path, segments: dict[int, int]) -> np.ndarray:
     found, inverse = np.unique(numbers, return_inverse=True)
     own = [segments.get(number, IGNORE_INDEX) for number in found.tolist()]
     return np.array(own, np.uint8)[inverse].reshape(numbers.shape)
+
+
+def _is_panoptic(file: Path, files: Files) -> bool:
+    return "panoptic" in str(file.relative_to(files.folder)).lower()
 
 
 def _categories(content: dict) -> dict[int, str]:
@@ -134,7 +150,8 @@ def _image(entry: dict, document: Path, files: Files) -> tuple[Path, str]:
     def is_likely(file: Path) -> bool:
         role, name = split_name(file.relative_to(files.folder))
         splits = {split_called(part) for part in name.split("/")[:-1]} - {None}
-        return role != "label" and (not splits or split in splits)
+        is_image = role != "label" and not _is_panoptic(file, files)
+        return is_image and (not splits or split in splits)
 
     image = files.find(written, document.parent, prefer=is_likely)
     if image is None:

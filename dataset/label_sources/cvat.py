@@ -5,6 +5,8 @@ from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
+
 from projects.SegFormer.dataset.label_sources.mask_files import split_name
 from projects.SegFormer.dataset.label_sources.shapes import (
     Drawing,
@@ -15,24 +17,28 @@ from projects.SegFormer.dataset.label_sources.shapes import (
     placed,
     polygon,
     rectangle,
+    turned,
 )
 from projects.SegFormer.dataset.label_sources.source import Files, Source, read_as
-from projects.SegFormer.modeling.bounds import JSON_BYTES
+from projects.SegFormer.modeling.bounds import LABEL_JSON_BYTES
 from projects.SegFormer.modeling.errors import InputError
-from projects.SegFormer.modeling.files import read_bytes
+from projects.SegFormer.modeling.files import read_bytes, reason
 
 IMAGES = b"<annotations"
 
 
 def read_tree(file: Path) -> ElementTree.Element | None:
-    """The annotations in an XML file; None for others, such as VOC's of boxes."""
-    data = read_bytes(file, JSON_BYTES)
+    """The annotations in an XML file; None for others, such as VOC's of boxes.
+
+    Raises InputError: it is damaged, or too large.
+    """
+    data = read_bytes(file, LABEL_JSON_BYTES)
     if IMAGES not in data[:4096] or b"<!DOCTYPE" in data:  # which would define what it repeats
         return None
     try:
         root = ElementTree.fromstring(data.decode())
-    except (ElementTree.ParseError, UnicodeDecodeError):
-        return None
+    except (ElementTree.ParseError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is not XML ({reason(error)})") from error
     return root if root.tag == "annotations" and root.find("image") is not None else None
 
 
@@ -64,6 +70,12 @@ def _numbers(element, *names: str) -> list[float]:
     return [float(element.get(name)) for name in names]
 
 
+def _turned(element, corners: np.ndarray) -> Shape:
+    """About the centre of its corners, (N, 2), by its `rotation`."""
+    centre = (corners.min(0) + corners.max(0)) / 2
+    return Shape(element.get("label"), [turned(corners, centre, float(element.get("rotation", 0)))])
+
+
 def _mask(element) -> Shape:
     runs = [int(run) for run in element.get("rle").split(",")]
     left, top, width, height = (int(element.get(it)) for it in ("left", "top", "width", "height"))
@@ -75,9 +87,7 @@ SHAPES = {
     "polygon": lambda it: Shape(
         it.get("label"), [polygon([pair.split(",") for pair in it.get("points").split(";")])]
     ),
-    "box": lambda it: Shape(
-        it.get("label"), [rectangle(*_numbers(it, "xtl", "ytl", "xbr", "ybr"))]
-    ),
-    "ellipse": lambda it: Shape(it.get("label"), [ellipse(*_numbers(it, "cx", "cy", "rx", "ry"))]),
+    "box": lambda it: _turned(it, rectangle(*_numbers(it, "xtl", "ytl", "xbr", "ybr"))),
+    "ellipse": lambda it: _turned(it, ellipse(*_numbers(it, "cx", "cy", "rx", "ry"))),
     "mask": _mask,
 }

@@ -38,7 +38,7 @@ def is_label_studio(content) -> bool:
 def read_label_studio(documents: list[tuple[Path, list]], files: Files, ignored: set) -> Source:
     """Shapes are drawn in their order. Raises InputError: an image is missing."""
     drawings, notes, other = [], [], Counter()
-    several = 0
+    several = undone = 0
     for document, tasks in documents:
         with read_as("Label Studio", document):
             for task in tasks:
@@ -48,6 +48,9 @@ def read_label_studio(documents: list[tuple[Path, list]], files: Files, ignored:
                 if image is None:
                     raise InputError(f"{document}: no image {name} in {files.folder}")
                 annotations = [it for it in task.get("annotations", []) if not _is_cancelled(it)]
+                if "annotations" in task and not annotations:
+                    undone += 1
+                    continue
                 several += len(annotations) > 1
                 results = annotations[0]["result"] if annotations else _flat(task)
                 sizes = [(it.get("original_height"), it.get("original_width")) for it in results]
@@ -55,6 +58,8 @@ def read_label_studio(documents: list[tuple[Path, list]], files: Files, ignored:
                 shapes = [shape for it in results for shape in _shapes(it, size, other)]
                 _, name = split_name(image.relative_to(files.folder))
                 drawings.append(Drawing(name, image, document, shapes, size))
+    if undone:
+        notes.append(f"{undone} tasks without an annotation: left out")
     if several:
         notes.append(f"{several} tasks have several annotations: the first of each counts")
     notes += [f"{count} results of the type {kind}: left out" for kind, count in other.items()]
@@ -75,7 +80,8 @@ def _is_cancelled(annotation: dict) -> bool:
 def _flat(task: dict) -> list[dict]:
     """The results of a task in JSON-MIN, which are lists beside the image."""
     lists = [value for value in task.values() if isinstance(value, list)]
-    return [it for values in lists for it in values if isinstance(it, dict) and "result" not in it]
+    results = [it for values in lists for it in values if isinstance(it, dict)]
+    return [it for it in results if any(key.endswith("labels") for key in it)]
 
 
 def _shapes(result: dict, size: Size | None, other: Counter) -> list[Shape]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from projects.SegFormer.dataset.image_files import IMAGE_SUFFIXES
 from projects.SegFormer.modeling.errors import InputError
 
 # Folders, alone or beside the name of a split or the like: train_labels, masks_train, trainannot.
@@ -22,8 +23,10 @@ LABEL_FOLDER = re.compile(
 # Pictures that are no labels of classes: VOC's and labelme2voc's objects, previews.
 OTHER_FOLDER = re.compile(r"segmentationobject|visuali[sz]ation|segmentationclassnpy|preview", re.I)
 _WORDS = "masks?|labels?|seg|segmentation|gt|annotations?|groundtruth"
-LABEL_WORD = re.compile(rf"^({_WORDS})[-_. ]|[-_. ]({_WORDS}|[LP])$", re.I)
-IMAGE_WORD = re.compile(r"^(images?|img|photo|rgb|orig)[-_. ]|[-_. ](images?|img|photo|rgb)$", re.I)
+LABEL_WORD = re.compile(rf"^({_WORDS})([-_. ]|$)|[-_. ]({_WORDS}|[LP])$", re.I)
+IMAGE_WORD = re.compile(
+    r"^(images?|img|photo|rgb|orig)([-_. ]|$)|[-_. ](images?|img|photo|rgb)$", re.I
+)
 # Label Studio's export of brushes: task, annotation, who, control, class, number.
 BRUSH = re.compile(r"^task-(\d+)-annotation-\d+-by-[^-]*-[^-]+-(.+)-\d+$")
 TASK = re.compile(r"^(task[-_])?(\d+)$")
@@ -57,9 +60,13 @@ def split_name(place: Path) -> tuple[str | None, str]:
         kept = [part, *kept] if part else kept
     stem = place.stem
     word = LABEL_WORD.search(stem)
+    suffix = place.suffix.lower()
     # Of images, left ones may end in _L.
-    if word and role != "other" and not (role == "image" and len(word[0]) == 2):
+    is_side = word and len(word[0]) == 2 and (role == "image" or suffix in LOSSY)
+    if word and role != "other" and not is_side and suffix != ".json":
         role, stem = "label", LABEL_WORD.sub("", stem)
+    if stem.lower().endswith(IMAGE_SUFFIXES):  # name.jpg.png
+        stem = stem.rpartition(".")[0]
     role = "label" if BRUSH.match(stem) else role
     return role, unicodedata.normalize("NFC", "/".join([*kept, stem]))
 

@@ -29,6 +29,7 @@ from projects.SegFormer.dataset.label_sources.source import (
     Colour,
     Labelled,
     Source,
+    find_ignored,
     palette_of,
 )
 from projects.SegFormer.dataset.transforms import IGNORE_INDEX
@@ -75,8 +76,8 @@ def read_masks(
     palette = max(palettes, key=len)  # a file may end its own where its last index is
     is_single = all(channel_count(mask) == 1 for mask in masks)
     tables = colour_tables(folder) if palette or not is_single else ()
-    table, file = next((it for it in tables if _is_of(it[0], masks)), (None, None))
-    if table:
+    table, file = max(tables, key=lambda it: _share_of(it[0], masks), default=({}, None))
+    if _share_of(table, masks):
         kind = f"colours, by a table, {file.name}"
         scan = _scan(masks, partial(_by_table, table=[*table]))
         classes = [Class(i, _hex(colour), table[colour], colour) for i, colour in enumerate(table)]
@@ -104,6 +105,7 @@ def _finished(
     notes: list[str],
 ) -> Source:
     """Raises InputError: too few classes, or too many."""
+    ignored = find_ignored(ignored, {word for it in classes for word in (it.written, it.name)})
     classes = [it for it in classes if not {it.written, it.name} & ignored]
     void = [it for it in classes if it.name.strip("_").lower() in VOID]
     if void and len(classes) - len(void) > 1:
@@ -195,9 +197,10 @@ def _by_table(file: Path, table: list[Colour]) -> np.ndarray:
     return np.where(codes[places] == pixels, places, UNKNOWN).astype(np.int32)
 
 
-def _is_of(table: dict[Colour, str], masks: list[Path]) -> bool:
-    some = masks[:: -(-len(masks) // LOOKED_AT)]
-    return any((_by_table(mask, [*table]) != UNKNOWN).any() for mask in some)
+def _share_of(table: dict[Colour, str], masks: list[Path]) -> float:
+    """The share of the pixels of some masks whose colours are in the table."""
+    some = masks[:: -(-len(masks) // LOOKED_AT)] if table else ()
+    return float(np.mean([(_by_table(mask, [*table]) != UNKNOWN).mean() for mask in some] or [0]))
 
 
 def _as_grey(scan: Scan) -> Scan:
@@ -218,17 +221,19 @@ def _of_values(
     notes: list[str],
 ) -> tuple[str, list[Class]]:
     values = sorted(scan.values)
-    if values in ([0, 255], [255]) and "255" not in ignored:
+    if values == [0, 255] and "255" not in ignored:
         return "masks of one class, 0 and 255", _two(BACKGROUND, foreground, names)
     if _is_smooth(scan.counts):
         notes.append("masks of 0 and 255 with values between, as of JPEG: below 128 is 0")
         classes = _two(BACKGROUND, foreground, names)
         merged = [classes[value >= 128]._replace(value=value) for value in values]
         return "masks of one class, 0 and 255", merged
-    values = [value for value in values if value != IGNORE_INDEX or max(values) > 255]
+    dropped = [Class(value, str(value), str(value)) for value in values if str(value) in ignored]
     values = [value for value in values if str(value) not in ignored]
+    if not _is_white_a_class(values, len(names)):
+        values = [value for value in values if value != IGNORE_INDEX or values[-1] > 255]
     if not values:
-        return "class indices", []
+        return "class indices", dropped
     given, colours, file = (names, [], None) if names else class_names(folder)
     found = _named(values, given)
     if given and not found:
@@ -245,10 +250,17 @@ def _of_values(
     is_grey = all(len({*colours[value]}) == 1 for value in found if value < len(colours))
     if is_grey:
         colours = []
-    return "class indices", [
+    return "class indices", dropped + [
         Class(value, str(value), name, colours[value] if value < len(colours) else None)
         for value, name in found.items()
     ]
+
+
+def _is_white_a_class(values: Sequence[int], names: int) -> bool:
+    """Whether 255 is one: of greys at equal distances, as 0, 128 and 255, or by so many names."""
+    if len(values) < 3 or values[-1] != IGNORE_INDEX:
+        return False
+    return np.ptp(np.diff(values)) <= 1 or names == len(values) <= values[-2]
 
 
 def _two(background: str, foreground: str, names: Sequence[str]) -> list[Class]:
@@ -271,6 +283,9 @@ def _is_smooth(counts: Counter) -> bool:
 
 def _named(values: list[int], names: Sequence[str]) -> dict[int, str]:
     """Names by value: one for each from 0, or for each that occurs, perhaps but background."""
+    if isinstance(names, dict):  # with numbers of their own
+        found = ({0: BACKGROUND} if 0 in values else {}) | names
+        return dict(sorted(found.items())) if found.keys() >= {*values} else {}
     if len(names) > values[-1]:
         return dict(enumerate(names))
     if len(names) == len(values):
@@ -292,6 +307,7 @@ def _of_colours(scan: Scan) -> list[Class]:
 
 def _of_parts(pairs: list[Pair], parts: set[str], ignored: set[str], notes: list[str]) -> Source:
     """Where two overlap the smaller one counts; what none covers is background."""
+    ignored = find_ignored(ignored, {BACKGROUND, *parts})
     classes = [name for name in [BACKGROUND, *sorted(parts - {BACKGROUND})] if name not in ignored]
     if not 2 <= len(classes) <= MOST_CLASSES:
         raise InputError(f"masks of {len(parts)} classes: expected 2 to {MOST_CLASSES}")

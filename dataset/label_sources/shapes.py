@@ -15,6 +15,7 @@ from projects.SegFormer.dataset.label_sources.source import (
     Labelled,
     Source,
     canvas,
+    find_ignored,
     palette_of,
     read_as,
 )
@@ -69,9 +70,17 @@ def drawn_source(
     Args:
         ignored: classes that count nowhere.
         names: the classes in their order; those of the shapes, sorted, without.
-    Raises InputError: too many classes, or none.
+    Raises InputError: too many classes, or none; nothing is drawn; two documents have an image.
     """
     names = names or sorted({it.label for drawing in drawings for it in drawing.shapes if it.label})
+    if not any(it.polygons or it.mask for drawing in drawings for it in drawing.shapes):
+        told = "; ".join([f"nothing is drawn on any of {len(drawings)} images", *notes])
+        raise InputError(f"{kind}: {told}")
+    ignored = find_ignored(ignored, {BACKGROUND, *names})
+    documents = {}
+    for it in drawings:
+        if (other := documents.setdefault(it.image, it.document)) != it.document:
+            raise InputError(f"{it.image} is in {other} and in {it.document}: leave one of them")
     classes = [name for name in dict.fromkeys([BACKGROUND, *names]) if name not in ignored]
     if not 2 <= len(classes) <= MOST_CLASSES:
         raise InputError(f"{kind}: {len(classes)} classes; expected 2 to {MOST_CLASSES}")

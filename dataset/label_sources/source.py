@@ -1,5 +1,6 @@
 """What a source of labels is, whichever form they have."""
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +53,20 @@ def palette_of(classes: Sequence[str]) -> list[Colour]:
     if BACKGROUND not in classes[:1]:
         return distinct_palette(len(classes))
     return [(96, 96, 96), *distinct_palette(len(classes) - 1)]
+
+
+def find_ignored(ignored: set[str], known: set[str]) -> set[str]:
+    """Which of the known words shall count nowhere, in whatever letter case they are written.
+
+    Raises InputError: there is no such word. 255 need not be there.
+    """
+    wanted = {word.lower() for word in ignored}
+    if unknown := sorted(wanted - {word.lower() for word in known} - {"255"}):
+        raise InputError(
+            f"--ignore {unknown[0]}: nothing is called so; expected some of "
+            f"{', '.join(sorted(known)[:20])}"
+        )
+    return {word for word in known if word.lower() in wanted}
 
 
 def canvas(image: Path, size: tuple[int, int] | None) -> tuple[tuple[int, int], int]:
@@ -116,12 +131,17 @@ class Files:
         """
         written = written.replace("\\", "/")
         root = self.folder.resolve()
-        for place in (folder / written for folder in (*near, self.folder) if written):
+        for folder in (*near, self.folder) if written else ():
+            place = Path(os.path.normpath(folder / written))  # as the walk through it writes it
             if place.is_file() and root in place.resolve().parents:
                 return place
         name = written.rpartition("/")[2].lower()
         found = self.by_name.get(name) or self.by_name.get(name.rpartition(".")[0]) or []
         found = [file for file in found if prefer(file)] or found
+        # Of those of one name the one in a folder of the same name.
+        wanted = ((*near, self.folder)[0] / written).parent.parts[::-1]
+        shared = [len(os.path.commonprefix([wanted, file.parent.parts[::-1]])) for file in found]
+        found = [file for file, count in zip(found, shared) if count == max(shared)]
         if len(found) > 1:
             raise InputError(f"{written} may be {found[0]} or {found[1]}: leave one of them there")
         return found[0] if found else None

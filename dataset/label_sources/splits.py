@@ -34,7 +34,9 @@ def split_by_lists(images: list[Labelled], folder: Path, notes: list[str]) -> li
     """The images with the split in their name that files as train.txt and val.txt put them in.
 
     A line names an image, by a path or its end, and perhaps its label. Images that no list names
-    are left out. Raises InputError: an image is in two splits, or a line may mean several.
+    are left out where one is of training.
+
+    Raises InputError: an image is in two splits, or a line may mean several.
     """
     files = [file for file in map(Path, walk(folder, (".txt",))) if split_called(file.stem)]
     ours = [file for file in files if file.parent.name.lower() == "segmentation"]  # of VOC's
@@ -51,10 +53,13 @@ def split_by_lists(images: list[Labelled], folder: Path, notes: list[str]) -> li
                 )
     if not found:
         return images
-    if len(found) < len(images):
-        notes.append(f"{len(images) - len(found)} labelled images that no list names: left out")
+    others = [index for index in range(len(images)) if index not in found]
+    if "train" not in {split for split, _ in found.values()}:
+        found |= dict.fromkeys(others, (None, None))  # what no list of val or test names trains
+    elif others:
+        notes.append(f"{len(others)} labelled images that no list names: left out")
     return [
-        images[index]._replace(name=f"{split}/{images[index].name}")
+        images[index]._replace(name=f"{split}/{images[index].name}") if split else images[index]
         for index, (split, _) in sorted(found.items())
     ]
 
