@@ -22,11 +22,14 @@ def parser(text: str) -> argparse.ArgumentParser:
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Call `main` with the command line and end the process with the exit status that it gives.
 
-    What a person can mend is one line on standard error and exit status 1; Ctrl-C is 130.
+    What a person can mend is one line on standard error and exit status 1; Ctrl-C is 130, SIGTERM
+    143.
     """
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be anything
     # OneFlow's own handler ends the process on the spot: what is half written would stay.
     signal.signal(signal.SIGINT, signal.getsignal(signal.SIGINT))
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:  # a training has handlers of its own
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         check_clone()
         code = main(sys.argv[1:])

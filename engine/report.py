@@ -17,14 +17,14 @@ from libai.engine.trainer import HookBase
 from libai.utils import distributed as dist
 from omegaconf import DictConfig, OmegaConf
 
-from projects.SegFormer.engine.checkpoint import BEST
+from projects.SegFormer.engine.checkpoint import BEST, last_checkpoint
 from projects.SegFormer.engine.config import file_values, full_key
 from projects.SegFormer.engine.json_lines import is_number
 from projects.SegFormer.engine.metrics import best
 from projects.SegFormer.evaluation.report.page import REPORT, write_report
 from projects.SegFormer.evaluation.report.parts import duration
 from projects.SegFormer.evaluation.report.pictures import matrix_picture, sample_pictures
-from projects.SegFormer.evaluation.report.record import read_record
+from projects.SegFormer.evaluation.report.record import RECORD, read_record
 from projects.SegFormer.evaluation.report.run import TRAINING, read_run
 from projects.SegFormer.evaluation.result_files import make_folder
 from projects.SegFormer.modeling.files import read_json, reason, write_json
@@ -53,18 +53,32 @@ class Report(HookBase):
         self._begun = time.monotonic()
         with logged_failure(self.folder / TRAINING):
             make_folder((self.folder / TRAINING).parent)
-            if self.trainer.start_iter and (self.folder / TRAINING).is_file():
+            if not self.trainer.start_iter:
+                self._forget()
+            elif (self.folder / TRAINING).is_file():
                 seconds = read_json(self.folder / TRAINING).get("seconds")
                 self._seconds = seconds if is_number(seconds) else 0.0
-            self._known = {
+        with logged_failure("the machine into the report"):
+            self._known["machine"] = machine(self.cfg)
+        with logged_failure("the settings into the report"):
+            self._known |= {
                 "iterations": self.trainer.max_iter,
                 "versions": versions(),
-                "machine": machine(self.cfg),
                 "chosen": list(OmegaConf.select(self.cfg, "data.chosen") or ()),
             }
             if self.source:
                 file, overrides = self.source
                 self._known |= {"config": file, "changed": changed(self.cfg, file, overrides)}
+
+    def _forget(self) -> None:
+        """The results of an earlier training in this folder are not those of this one."""
+        for name in (RECORD, "evaluation.json", TRAINING):
+            (self.folder / name).unlink(missing_ok=True)
+        if (self.folder / BEST).is_dir():
+            logger.warning(
+                f"{self.folder / BEST} is of an earlier training: the tools take it for this "
+                "one's until this one's first evaluation"
+            )
 
     def update(self, iteration: int) -> None:
         """After an evaluation: its pictures to TensorBoard, and the page anew."""
@@ -93,18 +107,19 @@ class Report(HookBase):
     def _closing_lines(self) -> Iterator[str]:
         run = read_run("", self.folder / "metrics.json")
         yield f"Training done: {run.length()} iterations in {duration(self._time())}"
-        score = run.score()
+        weights, score = self.folder / BEST, run.score()
         if score in run.metrics:
             value, iteration = best(run.metrics[score])
             yield f"  best {score}: {value:.2f}% at iteration {iteration}"
-        for figure in ("IoU", "Acc"):
-            if values := run.of_classes(figure):
-                lowest = sorted(values, key=values.get)[:LOWEST]
+            figure = "Acc" if score == "top1" else "IoU"
+            values = run.of_classes(figure)
+            if lowest := sorted(values, key=values.get)[:LOWEST]:
                 named = ", ".join(f"{name} {values[name]:.2f}%" for name in lowest)
                 yield f"  lowest {figure}: {named}"
-                break
+        elif weights.is_dir():  # of an earlier training
+            last = last_checkpoint(str(self.folder))
+            weights = Path(last[0]) if last else self.folder
         yield f"  report: {self.folder / REPORT}"
-        weights = self.folder / BEST
         weights = shlex.quote(str(weights if weights.is_dir() else self.folder))
         yield f"  next: python tools/predict.py --weights {weights} --output predictions IMAGES"
 

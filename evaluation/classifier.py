@@ -23,7 +23,13 @@ from omegaconf import DictConfig
 from projects.SegFormer.dataset.transforms import Compose, Normalize
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.engine.libai_mends import mend_libai
-from projects.SegFormer.evaluation.picture_inputs import Picture, as_array, in_batches, name_of
+from projects.SegFormer.evaluation.picture_inputs import (
+    Picture,
+    as_array,
+    in_batches,
+    is_one,
+    name_of,
+)
 from projects.SegFormer.evaluation.prediction import (
     PLAIN_CONFIG,
     Found,
@@ -132,7 +138,7 @@ class Classifier:
             images: as of `Segmenter`.
         Raises InputError for what is no image, or has other channels.
         """
-        if isinstance(images, Picture):
+        if is_one(images):
             return next(self._classified([images]))
         return self._classified(images)
 

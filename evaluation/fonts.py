@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 
-from fontTools.ttLib import TTFont, TTLibError
+from fontTools.ttLib import TTFont
 from matplotlib.font_manager import findSystemFonts
 from PIL import ImageFont
 
@@ -47,8 +47,10 @@ def _letters(path: str | None) -> frozenset[int]:
     """The code points that a font file, or Pillow's own font, has a picture of."""
     try:
         source = path or BytesIO(ImageFont.load_default(16).font_bytes)
-        return frozenset(TTFont(source, fontNumber=0, lazy=True)["cmap"].getBestCmap() or ())
-    except (OSError, KeyError, TTLibError):
+        found = frozenset(TTFont(source, fontNumber=0, lazy=True)["cmap"].getBestCmap() or ())
+        _opened(path, 16)
+        return found
+    except Exception:  # of a damaged file both may raise anything; there are other fonts
         return frozenset()
 
 

@@ -37,6 +37,11 @@ def find_images(paths: Sequence[Path], output: str = "") -> dict[str, Path]:
                 results |= {it for it in all_here if os.path.realpath(it).startswith(own)}
             files = [file for file in all_here if file not in results]
             left_out += len(all_here) - len(files)
+            if all_here and not files:
+                raise InputError(
+                    f"no images in {path}: there are only results of an earlier prediction; give "
+                    "the folder of the images"
+                )
             if not files:
                 raise InputError(f"no images in {path}: expected {', '.join(SUFFIXES)}")
         for file in files:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +23,21 @@ def as_array(image: Picture, channels: int) -> np.ndarray:
     if isinstance(image, (str, os.PathLike)):
         return read_image(image, channels)
     if isinstance(image, Image.Image):
+        if image.mode.startswith(("I", "F")):  # convert would clip them
+            raise InputError(
+                f"a picture of Pillow's of mode {image.mode}: expected 8 bits a channel; give its "
+                "file, or an array of uint8"
+            )
         image = np.asarray(image.convert("RGB") if channels == 3 else image)
+    if not isinstance(image, np.ndarray):
+        raise InputError(
+            f"an image of type {type(image).__name__}: expected a path, an array of uint8 or a "
+            "picture of Pillow's"
+        )
     if image.ndim == 2:
         image = image[..., None]
-    if image.ndim != 3 or image.dtype != np.uint8 or image.shape[2] != channels:
+    is_image = image.ndim == 3 and image.shape[2] == channels and image.size
+    if not is_image or image.dtype != np.uint8:
         raise InputError(
             f"an array of shape {image.shape} and {image.dtype}: expected an image (height, "
             f"width, {channels}) of uint8, in RGB order"
@@ -38,10 +48,31 @@ def as_array(image: Picture, channels: int) -> np.ndarray:
 def in_batches(
     items: Iterable[tuple[np.ndarray, Picture]],
 ) -> Iterator[list[tuple[np.ndarray, Picture]]]:
-    """Neighbours whose arrays are of one shape, up to BATCH together, as they are asked for."""
-    for _, same in groupby(items, lambda item: item[0].shape):
-        while batch := list(islice(same, BATCH)):
-            yield batch
+    """Neighbours whose arrays are of one shape, up to BATCH together, as they are asked for.
+
+    Where an item raises, those before it come first.
+    """
+    batch, failure = [], None
+    try:
+        for item in items:
+            if batch and item[0].shape != batch[0][0].shape:
+                yield batch
+                batch = []
+            batch.append(item)
+            if len(batch) == BATCH:
+                yield batch
+                batch = []
+    except Exception as error:
+        failure = error
+    if batch:
+        yield batch
+    if failure:
+        raise failure
+
+
+def is_one(images: Picture | Iterable[Picture]) -> bool:
+    """Whether it is an image, or something else that is not several."""
+    return isinstance(images, (Picture, bytes)) or not isinstance(images, Iterable)
 
 
 def name_of(image: Picture) -> str:

@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,13 @@ from projects.SegFormer.evaluation.inference import (
     labels_of,
     probabilities_of,
 )
-from projects.SegFormer.evaluation.picture_inputs import Picture, as_array, in_batches, name_of
+from projects.SegFormer.evaluation.picture_inputs import (
+    Picture,
+    as_array,
+    in_batches,
+    is_one,
+    name_of,
+)
 from projects.SegFormer.evaluation.pictures import write_png
 from projects.SegFormer.evaluation.polygons import coco_results, feature_collection
 from projects.SegFormer.evaluation.prediction import prediction_of
@@ -79,10 +86,10 @@ class Segmenter:
         Args:
             images: a path, an array (H, W, channels) of uint8 in RGB order, a picture of Pillow's
                 as it stands, or a list or generator of those. Neighbours of one size go through
-                the network together.
+                the network together, so up to BATCH of picture_inputs are read ahead.
         Raises InputError for what is no image, or has other channels.
         """
-        if isinstance(images, Picture):
+        if is_one(images):
             return next(self._segmented([images]))
         return self._segmented(images)
 
@@ -217,6 +224,7 @@ class Segmentation:
 
 def checked_kinds(kinds: Sequence[str]) -> list[str]:
     """Each kind of result once. Raises InputError for an unknown one."""
+    kinds = [kinds] if isinstance(kinds, str) else kinds
     if wrong := [kind for kind in kinds if kind not in KINDS]:
         raise InputError(f"a result {wrong[0]!r}: expected some of {', '.join(KINDS)}")
     return [kind for kind in KINDS if kind in kinds]
@@ -224,13 +232,14 @@ def checked_kinds(kinds: Sequence[str]) -> list[str]:
 
 def checked_opacity(opacity: float) -> float:
     """Raises InputError for what is no number from 0 to 1."""
-    if not 0 <= opacity <= 1:
-        raise InputError(f"opacity={opacity}: expected a number from 0 to 1")
+    if not isinstance(opacity, Real) or not 0 <= opacity <= 1:
+        raise InputError(f"opacity={opacity!r}: expected a number from 0 to 1")
     return opacity
 
 
 def class_indices(names: Sequence[str], classes: Sequence[str]) -> list[int]:
     """The indices of classes of these names. Raises InputError: see `Segmentation`."""
+    names = [names] if isinstance(names, str) else names
     folded = [name.strip().casefold() for name in classes]
     for name in names:
         if name.strip().casefold() not in folded:

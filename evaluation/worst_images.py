@@ -53,8 +53,7 @@ def draw_sheet(path: str | Path, dataset, entries: Sequence[Entry]) -> None:
     """
     rows = []
     for score, index, prediction in entries:
-        image, label = dataset.load(index)
-        image = as_rgb(image)
+        image, label, prediction = of_one_size(dataset, index, prediction)
         known = dataset.classes, dataset.palette
         colours = (overlay(image, it, *known, 1, legend=False) for it in (label, prediction))
         row = [image, *colours, wrong_pixels(image, label, prediction, dataset.palette)]
@@ -63,6 +62,22 @@ def draw_sheet(path: str | Path, dataset, entries: Sequence[Entry]) -> None:
         rows.append(row)
     sheet = contact_sheet(rows, ("image, its mIoU", "label", "prediction", "wrong pixels"))
     write_png(path, sheet)
+
+
+def of_one_size(
+    dataset, index: int, prediction: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """RGB image `index` of a SegmentationDataset, its label, and the prediction (H, W) in its size.
+
+    What counts nowhere is IGNORE_INDEX in both.
+    """
+    image, label = dataset.load(index)
+    image = as_rgb(image)
+    if label is None:
+        label = np.full(image.shape[:2], IGNORE_INDEX, np.uint8)
+    if prediction.shape != label.shape:  # the evaluation's transforms scale
+        prediction = cv2.resize(prediction, label.shape[::-1], interpolation=cv2.INTER_NEAREST)
+    return image, label, np.where(prediction == dataset.ignore_index, IGNORE_INDEX, prediction)
 
 
 def wrong_pixels(

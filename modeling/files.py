@@ -36,18 +36,23 @@ def read_bytes(path: str | Path, at_most: int) -> bytes:
         raise InputError(f"{path}: cannot be read: {reason(error)}") from error
 
 
-def read_json(path: str | Path, *names: str) -> dict:
-    """The JSON object in a file. Raises InputError when it is not one that has `names`."""
-    content = read_json_value(path)
+def read_json(path: str | Path, *names: str, remedy: str = "download it again") -> dict:
+    """The JSON object in a file.
+
+    Raises InputError, which ends with `remedy`, when it is not one that has `names`.
+    """
+    content = read_json_value(path, remedy=remedy)
     missing = [name for name in names if not isinstance(content, dict) or name not in content]
     if missing or not isinstance(content, dict):
-        raise InputError(f"{path} has no {', '.join(missing) or 'fields'}: download it again")
+        raise InputError(f"{path} has no {', '.join(missing) or 'fields'}: {remedy}")
     return content
 
 
-def read_json_value(path: str | Path, at_most: int = JSON_BYTES):
+def read_json_value(path: str | Path, at_most: int = JSON_BYTES, remedy: str = "download it again"):
     """What a JSON file of `at_most` bytes holds, an object or other.
 
+    Args:
+        remedy: what to do about a damaged one, for the message.
     Raises InputError when it holds no JSON, or is larger.
     """
     try:
@@ -55,7 +60,7 @@ def read_json_value(path: str | Path, at_most: int = JSON_BYTES):
     except InputError:
         raise
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON ({reason(error)}): download it again") from error
+        raise InputError(f"{path} is not JSON ({reason(error)}): {remedy}") from error
     try:
         check_nesting(content, at_most)
     except InputError as error:

@@ -28,6 +28,8 @@ def main(arguments: list[str]) -> None:
     if not args.output and len(files) > 1:
         raise InputError("several trainings are compared in a file of their own: give --output")
     output = Path(args.output or files[0].parent / REPORT)
+    if output.is_dir() or not output.suffix:
+        raise InputError(f"cannot write {output}: expected a file .html, .png, .svg or .pdf")
     runs = {name: read_metrics(file) for name, file in zip(run_names(files), files)}
     for name, metrics in runs.items():
         print(f"{name}: {summary(metrics)}")

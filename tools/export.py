@@ -32,6 +32,8 @@ from projects.SegFormer.modeling.files import write_whole
 
 def main(arguments: list[str]) -> None:
     args = _parser().parse_args(arguments)
+    if not args.output.endswith(".onnx"):
+        raise InputError(f"--output {args.output}: expected a file that ends with .onnx")
     if os.path.exists(args.output):
         raise InputError(f"{args.output} is already there: remove it, or choose another --output")
     check_folder(args.output)

@@ -60,8 +60,10 @@ def main(arguments: list[str]) -> int:
     wanted = {
         "kinds": checked_kinds(args.save.replace(" ", "").split(",")),
         "opacity": checked_opacity(args.opacity),
-        "classes": args.classes and args.classes.split(","),
+        "classes": None if args.classes is None else args.classes.split(","),
     }
+    if "" in args.images:
+        raise InputError("an image's name is empty: is a variable of the shell empty?")
     check_folder(args.output)
     overrides = [word for word in args.images if is_override(word)]
     files = find_images([Path(it) for it in args.images if it not in overrides], args.output)

@@ -18,6 +18,7 @@ from projects.SegFormer.evaluation.report.parts import (
     table,
     unique,
 )
+from projects.SegFormer.evaluation.report.record import Picture
 from projects.SegFormer.evaluation.report.run import Run
 
 
@@ -79,13 +80,13 @@ def _classes_of_all(runs: Sequence[Run]) -> str:
 def _same_pictures(runs: Sequence[Run]) -> str:
     """Of images that several trainings have drawn, the prediction of each."""
     drawn = {
-        run.name: {picture.name: picture for picture in run.evaluated.pictures["samples"]}
+        run.name: {_content(picture): picture for picture in run.evaluated.pictures["samples"]}
         for run in runs
         if run.evaluated
     }
     found = []
-    for name in unique(name for pictures in drawn.values() for name in pictures):
-        having = {run: pictures[name] for run, pictures in drawn.items() if name in pictures}
+    for content in unique(content for pictures in drawn.values() for content in pictures):
+        having = {run: those[content] for run, those in drawn.items() if content in those}
         if len(having) < 2:
             continue
         first = next(iter(having.values()))
@@ -96,18 +97,32 @@ def _same_pictures(runs: Sequence[Run]) -> str:
         ]
         owner = next(run.evaluated for run in runs if run.name in having)
         found.append(
-            f'<div class="picture"><p>{text(name)}</p>'
+            f'<div class="picture"><p>{text(first.name)}</p>'
             f'<div class="views">{"".join(views)}</div>{legend(owner, first)}</div>'
         )
     return "".join(found)
 
 
+def _content(picture: Picture) -> tuple:
+    """Its name, image and label: other data may have files of the same names."""
+    return picture.name, picture.views.get("image"), picture.views.get("label")
+
+
 def _settings_of_all(runs: Sequence[Run]) -> str:
-    changed = [{key: (recipe, here) for key, recipe, here in run.changed()} for run in runs]
-    rows = [["config", *(text(run.training.get("config", "")) for run in runs)]]
+    changed = [{key: here for key, _, here in run.changed()} for run in runs]
+    configs = [str(run.training.get("config", "")) for run in runs]
+    recipes = {  # what a run has that did not set it, if another of the same config tells it
+        (config, key): recipe
+        for config, run in zip(configs, runs)
+        for key, recipe, _ in run.changed()
+        if config
+    }
+    rows = [["config", *map(text, configs)]]
     for key in unique(key for found in changed for key in found):
-        recipe = next(found[key][0] for found in changed if key in found)
-        values = [found[key][1] if key in found else recipe for found in changed]
+        values = [
+            found[key] if key in found else recipes.get((config, key), "–")
+            for config, found in zip(configs, changed)
+        ]
         if len(set(values)) > 1:
             rows.append([f"<code>{text(part)}</code>" for part in (key, *values)])
     if not any(run.training for run in runs):

@@ -7,13 +7,12 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from projects.SegFormer.dataset.image_files import as_rgb
 from projects.SegFormer.dataset.transforms import IGNORE_INDEX
 from projects.SegFormer.evaluation.fonts import font_for
 from projects.SegFormer.evaluation.mean_iou import count, mean_iou
 from projects.SegFormer.evaluation.report.record import VIEWS, Evaluated, Picture
 from projects.SegFormer.evaluation.visualize import LEAST_SHARE, drawable, overlay
-from projects.SegFormer.evaluation.worst_images import wrong_pixels
+from projects.SegFormer.evaluation.worst_images import of_one_size, wrong_pixels
 
 SHOWN = 5  # images of a kind
 TILE = (360, 480)  # height, width that each picture is made to fit in
@@ -22,13 +21,7 @@ RIGHT, ORANGE = np.array((0, 114, 178)), np.array((213, 94, 0))  # as in the pag
 
 def draw_picture(dataset, index: int, prediction: np.ndarray) -> Picture:
     """The views of image `index` of a SegmentationDataset and of what was predicted, (H, W)."""
-    image, label = dataset.load(index)
-    image = as_rgb(image)
-    if label is None:
-        label = np.full(image.shape[:2], IGNORE_INDEX, np.uint8)
-    if prediction.shape != label.shape:  # the evaluation's transforms scale
-        prediction = cv2.resize(prediction, label.shape[::-1], interpolation=cv2.INTER_NEAREST)
-    prediction = np.where(prediction == dataset.ignore_index, IGNORE_INDEX, prediction)
+    image, label, prediction = of_one_size(dataset, index, prediction)
     size = len(dataset.classes)
     shares = np.maximum(*(_shares(labels, size) for labels in (label, prediction)))
     scale = min(TILE[0] / label.shape[0], TILE[1] / label.shape[1], 1)

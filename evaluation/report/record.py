@@ -14,6 +14,7 @@ from projects.SegFormer.modeling.errors import InputError
 
 RECORD = "report/evaluated.json"
 KINDS = ("samples", "worst")  # images drawn by lot, and those of lowest mIoU
+REMEDY = "remove it, and the next evaluation writes it"
 VIEWS = {"image": "jpeg", "label": "png", "prediction": "png", "wrong pixels": "jpeg"}
 MOST_CLASSES = 256  # a label map has bytes
 
@@ -65,7 +66,7 @@ def read_record(folder: str | Path) -> Evaluated | None:
     path = Path(folder, RECORD)
     if not path.exists():
         return None
-    content = files.read_json(path, *Evaluated._fields)
+    content = files.read_json(path, *Evaluated._fields, remedy=REMEDY)
     try:
         classes = [str(name) for name in content["classes"]]
         palette = [tuple(int(c) % 256 for c in colour) for colour in content["palette"]]
@@ -81,8 +82,7 @@ def read_record(folder: str | Path) -> Evaluated | None:
         }
     except (ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
         raise InputError(
-            f"{path} is no record of an evaluation ({files.reason(error)}): remove it, and the "
-            "next evaluation writes it"
+            f"{path} is no record of an evaluation ({files.reason(error)}): {REMEDY}"
         ) from error
     return Evaluated(classes, palette, counts, pictures)
 

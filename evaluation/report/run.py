@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from projects.SegFormer.engine.json_lines import is_number
 from projects.SegFormer.engine.metrics import SCORES, Series, last_iteration, read_metrics
-from projects.SegFormer.evaluation.report.record import Evaluated, read_record
+from projects.SegFormer.evaluation.report.record import REMEDY, Evaluated, read_record
 from projects.SegFormer.modeling.files import read_json
 
 Kind = TypeVar("Kind", list, dict)
@@ -69,7 +69,7 @@ def read_run(name: str, file: Path, metrics: dict[str, Series] | None = None) ->
     if metrics is None:
         metrics = read_metrics(file) if file.is_file() and file.stat().st_size else {}
     evaluation, training = (
-        read_json(path) if path.is_file() else {}
+        read_json(path, remedy=REMEDY) if path.is_file() else {}
         for path in (folder / "evaluation.json", folder / TRAINING)
     )
     return Run(name, metrics, evaluation, read_record(folder), training)
