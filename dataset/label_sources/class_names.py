@@ -13,7 +13,7 @@ from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.files import read_bytes
 
 # Three numbers, wherever they begin: others may stand beside them.
-COLOUR = re.compile(r"(?<!\d)(?=((\d{1,3})[\s,;:]+(\d{1,3})[\s,;:]+(\d{1,3}))(?!\d))")
+COLOUR = re.compile(r"\b(?=((\d{1,3})[\s,;:]+(\d{1,3})[\s,;:]+(\d{1,3}))\b)")
 NAMES_FILE = re.compile(r"(class(es)?|labels?|obj|codes|names|categories)([-_ ]?names)?", re.I)
 NUMBERED = re.compile(r"(\d+)\s*[:,;\s]\s*(?=\S)")
 BORDER = " \t,;:\"'"
@@ -22,16 +22,18 @@ BORDER = " \t,;:\"'"
 def colour_tables(folder: Path) -> Iterator[tuple[dict[Colour, str], Path]]:
     """Of text files whose lines have a colour and a name, as CamVid's and CVAT's.
 
-    Lines with more numbers, of an id or alpha, give two tables: the colour is first or last.
+    Lines with more numbers, as ids and alpha, give several: the colour stands last, before the
+    last number, or first.
     """
     for file in map(Path, walk(folder, (".txt", ".csv"))):
         lines = [line for line in _lines(file) if not line.startswith("#")]
-        for place in (-1, 0):
+        for place in (-1, -2, 0):
             table = {}
             for line in lines:
                 if found := [*COLOUR.finditer(line)]:
-                    start, end = found[place].span(1)
-                    colour = tuple(map(int, found[place].groups()[1:]))
+                    match = found[max(place, -len(found))]
+                    start, end = match.span(1)
+                    colour = tuple(map(int, match.groups()[1:]))
                     if max(colour) < 256 and (name := _name(line[:start], line[end:])):
                         table.setdefault(colour, name)
             if len(table) > 1:

@@ -151,7 +151,7 @@ def _image(entry: dict, document: Path, files: Files) -> tuple[Path, str]:
         role, name = split_name(file.relative_to(files.folder))
         splits = {split_called(part) for part in name.split("/")[:-1]} - {None}
         is_image = role != "label" and not _is_panoptic(file, files)
-        return is_image and (not splits or split in splits)
+        return is_image and (not splits or not split or split in splits)
 
     image = files.find(written, document.parent, prefer=is_likely)
     if image is None:
