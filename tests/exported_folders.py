@@ -154,6 +154,7 @@ def label_studio(root: Path):
     tasks = []
     for index, name in enumerate(NAMES):
         left, top, right, bottom = box(truth(name))
+        right, bottom = right + 1, bottom + 1
         brush = np.zeros((*SIZE, 4), np.uint8)
         brush[20:] = 255
         size = {"original_width": WIDTH, "original_height": HEIGHT}
@@ -197,6 +198,7 @@ def cvat(root: Path):
     lines += ["</labels></task></meta>"]
     for index, name in enumerate(NAMES):
         left, top, right, bottom = box(truth(name))
+        right, bottom = right + 1, bottom + 1
         corners = f"{left},{top};{right},{top};{right},{bottom};{left},{bottom}"
         runs = runs_of(np.ones((WIDTH, HEIGHT - 20), bool))  # row by row, of all
         lines += [

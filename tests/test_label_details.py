@@ -13,6 +13,7 @@ from exported_folders import class_folders, cvat, label_studio, panoptic, voc
 from labelled_folders import NAMES, save, truth
 from projects.SegFormer.dataset.description import Description
 from projects.SegFormer.dataset.label_sources import find_source
+from projects.SegFormer.dataset.label_sources.shapes import filled
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.tools import prepare_dataset
@@ -234,6 +235,18 @@ def test_documents_that_cannot_be_read(damage, tmp_path, monkeypatch):
     (tmp_path / "annotations.xml").unlink()
     with pytest.raises(InputError, match="no pair of both.*; 1 .xml files left out: .*" + words):
         find_source(tmp_path)
+
+
+def test_pixels_with_their_centre_in_a_polygon():
+    """Against even-odd crossings of a ray from each centre; of more edges than go at once, too."""
+    rng = np.random.default_rng(0)
+    x, y = np.meshgrid(np.arange(30) + 0.5, np.arange(20) + 0.5)
+    for count in (3, 5, 40, 300):
+        corners = rng.uniform(-8, 38, (count, 2))
+        wanted = np.zeros((20, 30), bool)
+        for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, 1, axis=0)):
+            wanted ^= ((y0 > y) != (y1 > y)) & (x > x0 + (y - y0) * (x1 - x0) / (y1 - y0))
+        np.testing.assert_array_equal(filled(corners, (20, 30)), wanted)
 
 
 def test_target_within_source(tmp_path):

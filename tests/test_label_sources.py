@@ -203,7 +203,7 @@ def test_parts_of_an_object_are_all_of_it(tmp_path):
     }
     (tmp_path / "x.json").write_text(json.dumps(content))
     wanted = np.zeros((40, 40), np.uint8)
-    wanted[5:26, 5:26] = wanted[15:36, 15:36] = 1
+    wanted[5:25, 5:25] = wanted[15:35, 15:35] = 1
     np.testing.assert_array_equal(find_source(tmp_path).images[0].label(), wanted)
 
 

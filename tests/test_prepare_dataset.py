@@ -101,6 +101,7 @@ def coco(root: Path):
         images.append({"id": 100 + index, "file_name": f"{name}.jpg"})
         label = truth(name)
         left, top, right, bottom = box(label)
+        right, bottom = right + 1, bottom + 1
         shape = [[left, top, right, top, right, bottom, left, bottom]]
         field = np.zeros(SIZE, bool)
         field[20:] = True

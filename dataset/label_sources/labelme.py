@@ -14,6 +14,7 @@ from projects.SegFormer.dataset.label_sources.shapes import (
     Shape,
     drawn_source,
     ellipse,
+    outlined,
     placed,
     polygon,
     rectangle,
@@ -64,7 +65,7 @@ def read_labelme(documents: list[tuple[Path, dict]], files: Files, ignored: set[
                     shapes.append(Shape(MEANT.get(label, label), mask=_mask(it, document)))
                 elif kind in OUTLINES:
                     outline = OUTLINES[kind](polygon(it["points"]))
-                    shapes.append(Shape(MEANT.get(label, label), [outline]))
+                    shapes.append(Shape(MEANT.get(label, label), mask=partial(outlined, outline)))
                 else:
                     other[kind] += 1
             written = str(content.get("imagePath") or "")

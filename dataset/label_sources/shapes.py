@@ -23,6 +23,7 @@ from projects.SegFormer.dataset.transforms import IGNORE_INDEX
 from projects.SegFormer.modeling.errors import InputError
 
 FARTHEST = 2**17  # pixels that a corner may lie outside of an image
+EDGES = 256  # of a polygon at once: each may cross all rows
 
 Size = tuple[int, int]  # height, width
 
@@ -32,7 +33,8 @@ class Shape(NamedTuple):
 
     Attributes:
         label: its class; None for pixels that count nowhere.
-        polygons: (N, 2) each, x and y of the corners; all of them are the shape.
+        polygons: (N, 2) each, x and y of the corners, where (0, 0) is the outer corner of the first
+            pixel; all of them are the shape.
         mask: gives the shape as (height, width) bool, of an image of this size.
     """
 
@@ -102,8 +104,7 @@ def draw(drawing: Drawing, index: dict[str, int], whose: str) -> np.ndarray:
             if shape.mask:
                 label[_mask_of(shape, size, drawing)] = value
             for polygon in shape.polygons:
-                corners = np.rint(polygon).clip(-FARTHEST, FARTHEST).astype(np.int32)
-                cv2.fillPoly(label, [corners], value)
+                label[filled(polygon, size)] = value
     return turn(label, orientation)
 
 
@@ -115,6 +116,31 @@ def _mask_of(shape: Shape, size: Size, drawing: Drawing) -> np.ndarray:
         raise InputError(f"{drawing.document}: {drawing.image.name}: {error}") from error
 
 
+def filled(corners: np.ndarray, size: Size) -> np.ndarray:
+    """The pixels, (H, W) bool, whose centres lie in a polygon, (N, 2), by the even-odd rule."""
+    height, width = size
+    toggles = np.zeros((height, width + 1), bool)
+    corners = corners.clip(-FARTHEST, FARTHEST)
+    edges = np.stack([corners, np.roll(corners, -1, axis=0)], 1)  # (N, 2 ends, x and y)
+    for part in np.array_split(edges, -(-len(edges) // EDGES)):
+        (x, y), (to_x, to_y) = part.transpose(1, 2, 0)
+        ends = np.sort([y, to_y], axis=0).clip(0, height)
+        first, last = np.ceil(ends - 0.5).astype(int)  # rows with a centre between them
+        edge = np.repeat(np.arange(len(part)), last - first)
+        rows = np.arange(len(edge)) - np.repeat(np.cumsum(last - first) - last, last - first)
+        slope = (to_x - x)[edge] / (to_y - y)[edge]
+        columns = np.ceil(x[edge] + (rows + 0.5 - y[edge]) * slope - 0.5).clip(0, width)
+        np.logical_xor.at(toggles, (rows, columns.astype(int)), True)
+    return np.logical_xor.accumulate(toggles[:, :-1], axis=1)
+
+
+def outlined(corners: np.ndarray, size: Size) -> np.ndarray:
+    """The pixels, (H, W) bool, of a polygon, (N, 2), whose corners are pixels that are in it."""
+    mask = np.zeros(size, np.uint8)
+    cv2.fillPoly(mask, [np.rint(corners).clip(-FARTHEST, FARTHEST).astype(np.int32)], 1)
+    return mask > 0
+
+
 def polygon(numbers) -> np.ndarray:
     """(N, 2) of x, y, x, y or pairs of them. Raises ValueError: no number, or no corners."""
     corners = np.array(numbers, np.float64).reshape(-1, 2)
@@ -124,7 +150,7 @@ def polygon(numbers) -> np.ndarray:
 
 
 def rectangle(left: float, top: float, right: float, bottom: float) -> np.ndarray:
-    """The corners of a rectangle; its last pixels are in it."""
+    """The corners of a rectangle."""
     return polygon([left, top, right, top, right, bottom, left, bottom])
 
 
