@@ -131,7 +131,10 @@ def filled(corners: np.ndarray, size: Size) -> np.ndarray:
         slope = (to_x - x)[edge] / (to_y - y)[edge]
         columns = np.ceil(x[edge] + (rows + 0.5 - y[edge]) * slope - 0.5).clip(0, width)
         np.logical_xor.at(toggles, (rows, columns.astype(int)), True)
-    return np.logical_xor.accumulate(toggles[:, :-1], axis=1)
+    top, bottom = np.ceil([corners[:, 1].min(), corners[:, 1].max()]).clip(0, height).astype(int)
+    own = toggles[max(top - 1, 0) : bottom]
+    np.logical_xor.accumulate(own, axis=1, out=own)
+    return toggles[:, :-1]
 
 
 def outlined(corners: np.ndarray, size: Size) -> np.ndarray:
