@@ -24,8 +24,9 @@ import os
 
 from projects.SegFormer.engine import command_line
 from projects.SegFormer.evaluation.onnx_export import Form, exported
-from projects.SegFormer.evaluation.prediction import prediction_of
+from projects.SegFormer.evaluation.prediction import architecture_in, find_weights, prediction_of
 from projects.SegFormer.evaluation.result_files import check_folder, make_folder
+from projects.SegFormer.model_utils.huggingface_config import ARCHITECTURES
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.files import write_whole
 
@@ -38,6 +39,9 @@ def main(arguments: list[str]) -> None:
         raise InputError(f"{args.output} is already there: remove it, or choose another --output")
     check_folder(args.output)
     form = Form(args.int8, args.half, args.arg_max, args.size and tuple(args.size))
+    weights, _ = find_weights(args.weights)
+    if architecture_in(weights) == ARCHITECTURES[1]:
+        raise InputError(f"{weights} is a classifier's: export is for segmentation")
     prediction = prediction_of(args.config, args.weights, args.overrides, "oneflow")
     graph, lines = exported(prediction, form)
     make_folder(os.path.dirname(args.output) or ".")
