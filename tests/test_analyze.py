@@ -123,7 +123,7 @@ def test_file_that_is_no_metrics_file(tmp_path, text, message):
         main([str(tmp_path), "--output", str(tmp_path / "curves.png")])
 
 
-@pytest.mark.parametrize("output", ["nowhere/curves.png", "curves.doc"])
+@pytest.mark.parametrize("output", ["nowhere/curves.png", "curves.doc", "curves", ""])
 def test_image_that_cannot_be_written(tmp_path, output):
     run = trained(tmp_path / "metrics.json", {})
     with pytest.raises(InputError, match=f"cannot write .*{output}"):

@@ -21,7 +21,7 @@ from projects.SegFormer.model_utils.segf_loader import load_weights
 from projects.SegFormer.model_utils.weight_writers import write_official
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.segformer_model import SegformerForImageClassification
-from projects.SegFormer.tools import convert_weights
+from projects.SegFormer.tools import convert_weights, export
 
 PRETRAINING = "configs/segformer_imgnet1k_pretrain.py"
 CLASSES = 7
@@ -178,6 +178,11 @@ def test_each_names_the_other(theirs, training, tmp_path):
         Classifier(tmp_path / "model.onnx")
     with pytest.raises(InputError, match="--engine onnx does not take"):
         predictor_of(theirs[0], engine="onnx")
+
+
+def test_export_is_for_segmentation(theirs, tmp_path):
+    with pytest.raises(InputError, match="a classifier's: export is for segmentation"):
+        export.main(["--weights", str(theirs[0]), "--output", str(tmp_path / "model.onnx")])
 
 
 def test_a_config_of_the_other_kind(theirs):

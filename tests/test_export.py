@@ -727,6 +727,11 @@ def test_what_is_there_stays(weights, folder_data, tmp_path):
     assert output.read_text() == "mine"
 
 
+def test_output_of_another_suffix(weights, folder_data, tmp_path):
+    with pytest.raises(InputError, match="expected a file that ends with .onnx"):
+        export_tool(weights, folder_data, tmp_path / "model")
+
+
 def test_no_place_to_write(weights, folder_data, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write .*model.onnx: "):

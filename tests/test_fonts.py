@@ -54,3 +54,18 @@ def test_letters_of_no_font_are_told_once(font_files, caplog, monkeypatch):
         assert fonts.font_for("道路 car", size).getname()[0] == "Aileron"
     (record,) = caplog.records
     assert "fonts-noto-cjk" in record.message
+
+
+def test_a_font_that_only_one_library_opens(font_files, monkeypatch):
+    opened = fonts.ImageFont.truetype
+
+    def damaged(path, size):
+        if path == font_files[0]:
+            raise OSError("unknown file format")
+        return opened(path, size)
+
+    fonts._letters.cache_clear()
+    fonts._opened.cache_clear()
+    monkeypatch.setattr(fonts.ImageFont, "truetype", damaged)
+    assert fonts.font_for("Дорга", 16).getname()[0] == "Aileron"
+    assert fonts.font_for("道路 1", 16).path == font_files[1]

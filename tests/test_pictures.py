@@ -77,6 +77,17 @@ def test_worst_images(tmp_path):
     assert (sheet == (255, 60, 60)).all(-1).any()
 
 
+def test_worst_images_of_scaled_predictions(tmp_path):
+    save(noise(), tmp_path / "images/val/a.png")
+    save(np.zeros((24, 32), np.uint8), tmp_path / "annotations/val/a.png")
+    dataset = SegmentationFolder(tmp_path, "val", ["one", "two"], [])
+    for sides in ((24, 32), (48, 64)):
+        prediction = np.zeros(sides, np.uint16)
+        prediction[: sides[0] // 2] = 1
+        draw_sheet(tmp_path / f"{sides[0]}.png", dataset, [(50.0, 0, prediction)])
+    assert (tmp_path / "24.png").read_bytes() == (tmp_path / "48.png").read_bytes()
+
+
 def test_an_error_in_writing_is_one_for_people(tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(InputError, match="cannot write .*: Not a directory"):

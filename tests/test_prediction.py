@@ -374,6 +374,13 @@ def test_what_no_image_is_meant_by_is_left_out(messy, capsys):
     assert [*find_images([messy / "a_labels.png"], str(messy))] == ["a_labels"]
 
 
+def test_a_folder_of_results_alone(tmp_path):
+    for kind in ("labels", "colors"):
+        (tmp_path / f"a_{kind}.png").touch()
+    with pytest.raises(InputError, match="there are only results of an earlier prediction"):
+        find_images([tmp_path])
+
+
 @pytest.mark.parametrize(
     "word, expected",
     [

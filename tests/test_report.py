@@ -265,7 +265,7 @@ def test_classifier(tmp_path):
 
 def test_comparison(hostile, tmp_path):
     other = tmp_path / "other"
-    training(other, HOSTILE, seed=2, changed=[["train.seed", "0", "8"]])
+    training(other, HOSTILE, config=KNOWN["config"], changed=[["train.seed", "0", "8"]])
     output = tmp_path / "compare.html"
     main([str(hostile), str(other), "--output", str(output)])
     page = Page(output.read_text())
@@ -281,6 +281,16 @@ def test_comparison(hostile, tmp_path):
     # image, label and two predictions of each of the two images that both have drawn
     alts = [attributes["alt"] for tag, attributes in page.tags if tag == "img"]
     assert len(alts) == 8 and re.fullmatch(r"other: \d+\.\d% of 1 & <0>\.png", alts[3])
+
+
+def test_comparison_of_other_data_and_configs(hostile, tmp_path):
+    """Of a config that no run tells a value of there is none; names alone make no same image."""
+    changed = [["train.seed", "1", "8"]]
+    training(tmp_path / "other", HOSTILE, seed=2, config="configs/c.py", changed=changed)
+    runs = [read_run(it.name, it / "metrics.json") for it in (hostile, tmp_path / "other")]
+    page = Page(comparison_page(runs))
+    assert page.row("data.root", 3) == ["</td><script>", "–"]
+    assert "img" not in {tag for tag, _ in page.tags}
 
 
 def test_several_trainings_need_an_output(hostile, tmp_path):
@@ -309,6 +319,14 @@ def test_damaged_record(hostile, tmp_path, changes):
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     with pytest.raises(InputError, match=f"{file} is no record of an evaluation"):
         main([str(tmp_path / "run")])
+
+
+def test_cut_off_record(hostile, tmp_path):
+    shutil.copytree(hostile, tmp_path / "run")
+    file = tmp_path / "run/report/evaluated.json"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(InputError, match=f"{file} is not JSON .*: remove it"):
+        main([str(tmp_path / "run"), str(hostile), "--output", str(tmp_path / "all.html")])
 
 
 def test_views_of_a_record_stay_in_their_attribute(hostile, tmp_path):
@@ -364,6 +382,25 @@ def test_report_of_a_resumed_training(hostile, tmp_path):
     assert page.row("oneflow", 2)[0].startswith(f"{flow.__version__}, ")
     assert page.row("Python", 2) == [platform.python_version()]
     assert page.row("ranks", 2) == ["1 (data 1 x tensor 1 x pipeline 1)"]
+
+
+def test_new_training_in_a_used_folder(hostile, tmp_path, caplog, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(hostile, folder)
+    (folder / "model_best").mkdir()
+    (folder / "metrics.json").unlink()
+    monkeypatch.setattr(logging.getLogger("libai"), "propagate", True)
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("projects.SegFormer.engine.report.machine", lambda cfg: 1 / 0)
+    report = Report(load_config(CONFIG, [f"train.output_dir={folder}"]), None, None)
+    report.trainer = SimpleNamespace(start_iter=0, max_iter=4)
+    report.before_train()
+    assert "model_best is of an earlier training" in caplog.text
+    assert not (folder / "evaluation.json").exists() and read_record(folder) is None
+    assert report._known["iterations"] == 4 and "machine" not in report._known
+    report.after_train()
+    (last,) = (it.getMessage() for it in caplog.records if "Training done" in it.getMessage())
+    assert "lowest" not in last and "model_best" not in last
 
 
 def test_pictures_for_tensorboard(hostile):

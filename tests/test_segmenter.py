@@ -17,7 +17,13 @@ from projects.SegFormer.dataset.folder import distinct_palette
 from projects.SegFormer.dataset.label_sources import decode_rle
 from projects.SegFormer.evaluation.inference import Inference
 from projects.SegFormer.evaluation.picture_inputs import BATCH
-from projects.SegFormer.evaluation.segmenter import KINDS, Segmentation, Segmenter
+from projects.SegFormer.evaluation.segmenter import (
+    KINDS,
+    Segmentation,
+    Segmenter,
+    checked_kinds,
+    class_indices,
+)
 from projects.SegFormer.model_utils.model_weights import state_of
 from projects.SegFormer.model_utils.weight_writers import write_official
 from projects.SegFormer.modeling.errors import InputError
@@ -229,6 +235,7 @@ def test_all_kinds_of_results(segmenter, tmp_path):
     "options, words",
     [
         (dict(kinds=["labels", "polygon"]), "a result 'polygon': expected some of labels, colors"),
+        (dict(opacity="0.5"), "opacity='0.5': expected a number from 0 to 1"),
         (dict(opacity=float("nan")), "opacity=nan: expected a number from 0 to 1"),
         (dict(classes=["thing 1", "tihng 4"]), "no class is called 'tihng 4': .*nearest.* thing 4"),
     ],
@@ -270,7 +277,13 @@ def test_options_of_the_tool(segmenter, weights, tmp_path, capsys):
         for name in ("api", "tool")
     ]
     assert len(written[0]) == 3 and written[0] == written[1]
-    for options in (["--save", "label"], ["--opacity", "55"], ["--classes", "thing,thing 1"]):
+    for options in (
+        ["--save", "label"],
+        ["--opacity", "55"],
+        ["--classes", "thing,thing 1"],
+        ["--classes", ""],
+        [""],
+    ):
         with pytest.raises(InputError):
             predict.main([*arguments, str(tmp_path / "wrong"), *options])
     assert not (tmp_path / "wrong").exists()
@@ -283,12 +296,37 @@ def test_options_of_the_tool(segmenter, weights, tmp_path, capsys):
         np.zeros((3, 32, 32), np.uint8),
         np.zeros((32, 32), np.uint8),
         np.zeros((1, 32, 32, 3), np.uint8),
+        np.zeros((0, 0, 3), np.uint8),
     ],
     ids=lambda image: f"{image.dtype}-{image.ndim}-{image.shape[0]}",
 )
 def test_what_is_no_image_is_told(segmenter, image):
     with pytest.raises(InputError, match=r"expected an image \(height, width, 3\) of uint8"):
         segmenter(image)
+
+
+@pytest.mark.parametrize("image", [b"\xff\xd8", 3, None, [3]], ids=repr)
+def test_other_types_are_told(segmenter, image):
+    with pytest.raises(InputError, match="an image of type .*: expected a path"):
+        list(segmenter(image))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_pictures_of_other_depths_are_told(segmenter, mode):
+    with pytest.raises(InputError, match=f"of mode {mode}: expected 8 bits a channel"):
+        segmenter(Image.new(mode, (32, 32)))
+
+
+def test_what_comes_before_a_bad_image_is_done(segmenter):
+    image, names = np.zeros((32, 32, 3), np.uint8), []
+    with pytest.raises(InputError, match="nothing.png"):
+        names.extend(result.name for result in segmenter([image, image, "nothing.png", image]))
+    assert len(names) == 2
+
+
+def test_one_name_is_no_list_of_letters():
+    assert class_indices("thing 1", ["thing 0", "thing 1"]) == [1]
+    assert checked_kinds("labels") == ["labels"]
 
 
 def test_missing_file_is_told(segmenter, tmp_path):

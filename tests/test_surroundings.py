@@ -3,8 +3,10 @@
 import importlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -179,6 +181,25 @@ def test_what_a_person_can_mend_is_one_line(error, code, told, capsys):
         command_line.run(main)
     shown = capsys.readouterr().err
     assert end.value.code == code and shown.startswith(told) and shown.count("\n") == bool(told)
+
+
+def test_sigterm_cleans_up():
+    before, cleaned = signal.getsignal(signal.SIGTERM), []
+
+    def main(arguments):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        finally:
+            cleaned.append(True)
+
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with pytest.raises(SystemExit) as end:
+            command_line.run(main)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert end.value.code == 143 and cleaned
 
 
 def test_closed_pipe_is_no_error():
