@@ -59,10 +59,10 @@ def test_letters_of_no_font_are_told_once(font_files, caplog, monkeypatch):
 def test_a_font_that_only_one_library_opens(font_files, monkeypatch):
     opened = fonts.ImageFont.truetype
 
-    def damaged(path, size):
+    def damaged(path, *arguments, **options):
         if path == font_files[0]:
             raise OSError("unknown file format")
-        return opened(path, size)
+        return opened(path, *arguments, **options)
 
     fonts._letters.cache_clear()
     fonts._opened.cache_clear()

@@ -282,10 +282,11 @@ def test_options_of_the_tool(segmenter, weights, tmp_path, capsys):
         ["--opacity", "55"],
         ["--classes", "thing,thing 1"],
         ["--classes", ""],
-        [""],
     ):
         with pytest.raises(InputError):
             predict.main([*arguments, str(tmp_path / "wrong"), *options])
+    with pytest.raises(InputError, match="an image's name is empty"):
+        predict.main(["--weights", str(weights), "", "--output", str(tmp_path / "wrong")])
     assert not (tmp_path / "wrong").exists()
 
 
