@@ -364,7 +364,7 @@ def test_report_that_cannot_be_written_ends_nothing(tmp_path, caplog, monkeypatc
     report.update(2)
     report.after_train()
     logger.removeHandler(caplog.handler)
-    lines = [record.getMessage() for record in caplog.records]
+    lines = [it.getMessage() for it in caplog.records if it.name == logger.name]
     assert len(lines) == 3 and all("could not write" in line for line in lines), lines
 
 
