@@ -13,6 +13,7 @@ from data_files import noise, raises_line, save
 from projects.SegFormer.dataset.folder import SegmentationFolder
 from projects.SegFormer.evaluation.pictures import write_png
 from projects.SegFormer.evaluation.result_files import ResultFiles
+from projects.SegFormer.evaluation.visualize import unused_colour
 from projects.SegFormer.evaluation.worst_images import draw_sheet
 from projects.SegFormer.modeling.errors import InputError
 
@@ -74,7 +75,7 @@ def test_worst_images(tmp_path):
     path = tmp_path / f"{NAMES[0]}.png"
     draw_sheet(path, dataset, entries)
     sheet = np.asarray(Image.open(path))
-    assert (sheet == (255, 60, 60)).all(-1).any()
+    assert (sheet == unused_colour(dataset.palette)).all(-1).any()
 
 
 def test_worst_images_of_scaled_predictions(tmp_path):
