@@ -24,6 +24,7 @@ from projects.SegFormer.evaluation.segmenter import (
     checked_kinds,
     class_indices,
 )
+from projects.SegFormer.evaluation.visualize import contours
 from projects.SegFormer.model_utils.model_weights import state_of
 from projects.SegFormer.model_utils.weight_writers import write_official
 from projects.SegFormer.modeling.errors import InputError
@@ -175,7 +176,9 @@ def test_overlay(segmenter, tmp_path):
     result = segmenter(picture)
     np.testing.assert_array_equal(result.overlay(opacity=0, legend=False), picture)
     colours = result.overlay(opacity=1, legend=False)
-    np.testing.assert_array_equal(colours, np.array(result.palette, np.uint8)[result.labels])
+    expected = np.array(result.palette, np.uint8)[result.labels]
+    expected[contours(result.labels)] = 255
+    np.testing.assert_array_equal(colours, expected)
     assert result.overlay().shape[1] > picture.shape[1]
     with pytest.raises(InputError, match="opacity=55: expected a number from 0 to 1"):
         result.overlay(opacity=55)
@@ -190,13 +193,15 @@ def test_a_subset_of_classes_is_drawn(segmenter, tmp_path):
     others = result.labels != second
     assert others.any() and not others.all()
     shown = result.overlay(opacity=1, legend=False, classes=names)
-    np.testing.assert_array_equal(shown[others], picture[others])
-    assert (shown[~others] == result.palette[second]).all()
+    line = contours(np.where(others, 0, 1))
+    np.testing.assert_array_equal(shown[others & ~line], picture[others & ~line])
+    assert (shown[~others & ~line] == result.palette[second]).all()
     assert result.polygons(names)["features"]
     for feature in result.polygons(names)["features"]:
         assert feature["properties"]["index"] == second
     whole = result.overlay(opacity=1, legend=False)
-    assert (whole[result.labels == first] == result.palette[first]).all()
+    inner = (result.labels == first) & ~contours(result.labels)
+    assert inner.any() and (whole[inner] == result.palette[first]).all()
 
     result.save(tmp_path / "some", "a", KINDS, classes=names)
     result.save(tmp_path / "all", "a", KINDS)

@@ -19,8 +19,9 @@ from test_prediction import ODD, huggingface, photo
 from data_files import raises_line
 from projects.SegFormer.dataset.video_files import VideoFile
 from projects.SegFormer.engine import command_line
+from projects.SegFormer.evaluation.picture_inputs import BATCH
 from projects.SegFormer.evaluation.pictures import VideoWriter
-from projects.SegFormer.evaluation.segmenter import BATCH, Segmenter
+from projects.SegFormer.evaluation.segmenter import Segmenter
 from projects.SegFormer.evaluation.videos import segment_video
 from projects.SegFormer.modeling.bounds import IMAGE_PIXELS_SETTING
 from projects.SegFormer.tools import predict
