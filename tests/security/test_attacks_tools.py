@@ -47,7 +47,7 @@ def with_weights(tool: str, weights: Path, folder: Path) -> list[str]:
         "onnx": ["tools/predict.py", "--config", CONFIG, "--weights", weights, "--output"]
         + [output, "--engine", "onnx", image(folder)],
         "export": ["tools/export.py", "--config", CONFIG, "--weights", weights, "--output"]
-        + [output],
+        + [f"{output}.onnx"],
         "alignment": ["model_utils/test_segloader.py", "--pretrained_model_path", weights],
     }[tool]
 
@@ -63,7 +63,7 @@ def test_weights_that_are_a_program(script, tmp_path, tool):
         shutil.copy(archive, weights / "pytorch_model.bin")
         (weights / "config.json").write_text("{}")
     line = error_line(run_tool(*map(str, with_weights(tool, weights, tmp_path))))
-    assert str(weights) in line and not marker.exists() and not (tmp_path / "output").exists()
+    assert str(weights) in line and not marker.exists() and not list(tmp_path.glob("output*"))
 
 
 @pytest.mark.parametrize("option", ["model.cfg.pretrained_model_path", "train.load_weight"])
@@ -95,7 +95,7 @@ def test_configs_that_are_programs(tmp_path, tool, way):
     output = ["--output", str(tmp_path / "output")]
     command = {
         "predict": ["predict.py", "--weights", "x", *output, image(tmp_path), "--config"],
-        "export": ["export.py", "--weights", "x", *output, "--config"],
+        "export": ["export.py", "--weights", "x", f"{output[0]}={output[1]}.onnx", "--config"],
         "check_dataset": ["check_dataset.py", *output],
         "get_flops": ["get_flops.py", "--config"],
         "convert": ["convert_weights.py", "--from", "x", "--to", "libai", *output, "--config"],
