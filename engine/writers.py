@@ -18,7 +18,7 @@ from tensorboardX.summary import scalar
 
 from projects.SegFormer.engine.appended_file import AppendedFile
 from projects.SegFormer.engine.json_lines import LINE_BYTES, parse_line
-from projects.SegFormer.evaluation.report.pictures import encoded
+from projects.SegFormer.evaluation.pictures import encoded
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.files import finite, reason
 

@@ -27,9 +27,15 @@ def write_png(path: str | Path, picture: np.ndarray) -> None:
     Raises:
         InputError: the disk does not take it, or its name is too long.
     """
+    write_whole(path, encoded(picture, "png"))
+
+
+def encoded(picture: np.ndarray, kind: str) -> bytes:
+    """A label map (H, W) or an RGB picture (H, W, 3) as a file of "png" or "jpeg"."""
+    settings = [cv2.IMWRITE_JPEG_QUALITY, 85] if kind == "jpeg" else []
     if picture.ndim == 3:
         picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-    write_whole(path, cv2.imencode(".png", picture)[1].tobytes())
+    return cv2.imencode(f".{kind}", picture, settings)[1].tobytes()
 
 
 class VideoWriter:

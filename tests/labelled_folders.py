@@ -1,11 +1,15 @@
 """Images and label maps of a small data set, for tests to write down in one form or another."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 
 from conftest import COLOURS
+from projects.SegFormer.modeling.errors import InputError
+from projects.SegFormer.tools import prepare_dataset
 
 NAMES = [f"{index:02d}" for index in range(6)]
 SIZE = (48, 64)
@@ -60,3 +64,12 @@ def compressed(runs: list[int]) -> str:
             if is_last:
                 break
     return text
+
+
+def assert_refused(make: Callable[[Path], object], words: str, folder: Path) -> None:
+    """prepare_dataset ends on what `make` writes with one line that has these words."""
+    make(folder / "source")
+    with pytest.raises(InputError) as caught:
+        prepare_dataset.main([str(folder / "source"), str(folder / "target")])
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert not (folder / "target").exists()

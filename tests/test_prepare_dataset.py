@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 
 from conftest import COLOURS, TINY_MODEL, error_line, run_tool
-from labelled_folders import NAMES, SIZE, box, compressed, runs_of, save, save_images, truth
+from labelled_folders import (
+    NAMES,
+    SIZE,
+    assert_refused,
+    box,
+    compressed,
+    runs_of,
+    save,
+    save_images,
+    truth,
+)
 from projects.SegFormer.dataset.description import read_description
 from projects.SegFormer.dataset.label_sources import decode_rle, find_source
 from projects.SegFormer.engine.config import load_config
@@ -257,11 +267,7 @@ def foreign_labelme(root: Path) -> None:
     ],
 )
 def test_what_is_no_data_set(make, words, tmp_path):
-    make(tmp_path / "source")
-    with pytest.raises(InputError) as caught:
-        prepare_dataset.main([str(tmp_path / "source"), str(tmp_path / "target")])
-    assert words in str(caught.value) and "\n" not in str(caught.value)
-    assert not (tmp_path / "target").exists()
+    assert_refused(make, words, tmp_path)
 
 
 def test_the_tool_ends_with_a_line(tmp_path):

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from projects.SegFormer.dataset.transforms import IGNORE_INDEX
 from projects.SegFormer.evaluation.fonts import font_for
 from projects.SegFormer.evaluation.mean_iou import count, mean_iou
+from projects.SegFormer.evaluation.pictures import encoded
 from projects.SegFormer.evaluation.report.record import VIEWS, Evaluated, Picture
 from projects.SegFormer.evaluation.visualize import LEAST_SHARE, drawable, overlay
 from projects.SegFormer.evaluation.worst_images import of_one_size, wrong_pixels
@@ -49,13 +50,6 @@ def _shares(labels: np.ndarray, classes: int) -> np.ndarray:
     """Of the pixels, each class's and, last, that of no class."""
     counts = np.bincount(np.minimum(labels, classes).ravel(), minlength=classes + 1)
     return counts / max(1, labels.size)
-
-
-def encoded(picture: np.ndarray, kind: str) -> bytes:
-    """An RGB picture (H, W, 3) as a file of "png" or "jpeg"."""
-    settings = [cv2.IMWRITE_JPEG_QUALITY, 85] if kind == "jpeg" else []
-    picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-    return cv2.imencode(f".{kind}", picture, settings)[1].tobytes()
 
 
 def sample_pictures(evaluated: Evaluated) -> dict[str, np.ndarray]:
