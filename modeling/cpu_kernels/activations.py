@@ -1,5 +1,7 @@
 """GELU, ReLU, and the exponential that the kernels share."""
 
+from math import factorial
+
 import numpy as np
 
 from projects.SegFormer.modeling.arrays import operator
@@ -10,26 +12,32 @@ from projects.SegFormer.modeling.cpu_kernels.threads import in_parallel, joined,
 F = np.float32
 Int = np.int32
 
+# Coefficients, the highest power's first: of the Taylor series of e^r, and of Mills' ratio.
+EXPONENTIAL = tuple(F(1 / factorial(n)) for n in range(7, -1, -1))
+_mills = [0.0894220769, -0.394044486, 0.517242907, -0.134557152]
+_mills += [0.322252079, 0.250447262, 0.302685069, 0.299866197]
+MILLS = tuple(map(F, _mills))
+
+
+@inlined
+def polynomial(coefficients, x):
+    result = coefficients[0]
+    for i in range(1, len(coefficients)):
+        result = result * x + coefficients[i]
+    return result
+
 
 @inlined
 def exp(x):
     """e^x, x at most 88, within 1e-7 of it; what is below -87 is taken for -87.
 
-    2^n * e^r with a whole n and |r| <= ln(2) / 2, of which e^r is its Taylor series. In a loop `x`
-    should be an element of an array: of a difference with a variable LLVM 14 makes no vectors.
+    2^n * e^r with a whole n and |r| <= ln(2) / 2. In a loop `x` should be an element of an array:
+    of a difference with a variable LLVM 14 makes no vectors.
     """
     x = F(-87) if x < F(-87) else x
     n = np.floor(x * F(1.4426950408889634) + F(0.5))
     r = x - n * F(0.693359375) + n * F(2.12194440e-4)  # ln(2) in two parts: the first is exact
-    power = F(1 / 5040)
-    power = power * r + F(1 / 720)
-    power = power * r + F(1 / 120)
-    power = power * r + F(1 / 24)
-    power = power * r + F(1 / 6)
-    power = power * r + F(0.5)
-    power = power * r + F(1)
-    power = power * r + F(1)
-    return power * Int((Int(n) + Int(127)) << Int(23)).view(np.float32)
+    return polynomial(EXPONENTIAL, r) * Int((Int(n) + Int(127)) << Int(23)).view(np.float32)
 
 
 @inlined
@@ -40,16 +48,8 @@ def normal(x):
     fitted to it by least squares: relatively within 1.5e-7.
     """
     t = F(1) / (F(1) + F(0.3) * np.abs(x))
-    m = F(0.0894220769)
-    m = m * t + F(-0.394044486)
-    m = m * t + F(0.517242907)
-    m = m * t + F(-0.134557152)
-    m = m * t + F(0.322252079)
-    m = m * t + F(0.250447262)
-    m = m * t + F(0.302685069)
-    m = m * t + F(0.299866197)
     density = F(0.3989422804014327) * exp(F(-0.5) * x * x)
-    tail = density * m * t
+    tail = density * polynomial(MILLS, t) * t
     return density, F(1) - tail if x > F(0) else tail
 
 

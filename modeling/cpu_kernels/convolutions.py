@@ -1,15 +1,18 @@
 """Convolutions of maps whose channels are last."""
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from projects.SegFormer.modeling.arrays import operator
 from projects.SegFormer.modeling.cpu_kernels.compiled import kernel
-from projects.SegFormer.modeling.cpu_kernels.products import (
-    column_sum,
-    product,
-    rows_of,
+from projects.SegFormer.modeling.cpu_kernels.products import column_sum, product, rows_of
+from projects.SegFormer.modeling.cpu_kernels.threads import (
+    cut,
+    in_parallel,
+    pieces,
+    thread_count,
+    total,
 )
-from projects.SegFormer.modeling.cpu_kernels.threads import in_parallel, pieces, total
 
 F = np.float32
 
@@ -22,16 +25,18 @@ def conv2d(x, weight, bias, *, stride, padding):
     """
     n, height, width, channels = x.shape
     outputs, _, size, _ = weight.shape
-    out_height, out_width = ((side + 2 * padding - size) // stride + 1 for side in (height, width))
     matrix = np.ascontiguousarray(weight.transpose(2, 3, 1, 0)).reshape(-1, outputs)  # (k*k*C, O)
-    result = np.empty((n * out_height, out_width, outputs), F)
-    parts = pieces(len(result), out_width * (len(matrix) + outputs))
+    border = (padding, padding)
+    padded = np.pad(x, ((0, 0), border, border, (0, 0))) if padding else x
+    windows = _windows(padded, size, stride)
+    result = np.empty((*windows.shape[:3], outputs), F)
+    out_height, out_width = result.shape[1:3]
+    rows = pieces(out_height, out_width * (len(matrix) + outputs))
+    parts = [(image, part) for image in range(n) for part in rows]
 
     def patches(part):
-        """Of the rows `part` of the result: (pixels, k * k * C)."""
-        found = np.empty((part.stop - part.start, out_width, len(matrix)), F)
-        _gather(x, part.start, out_height, size, stride, padding, found)
-        return found.reshape(-1, len(matrix))
+        """Of a part of the result: (pixels, k * k * C)."""
+        return windows[part].reshape(-1, len(matrix))
 
     def compute(part):
         result[part] = (patches(part) @ matrix + bias).reshape(-1, out_width, outputs)
@@ -39,70 +44,33 @@ def conv2d(x, weight, bias, *, stride, padding):
     in_parallel(compute, parts)
 
     def backward(gradient):
-        gradient = gradient.reshape(result.shape)
-
         def of_weight():
             found = total(lambda part: patches(part).T @ rows_of(gradient[part]), parts)
             return found.reshape(size, size, channels, outputs).transpose(3, 2, 0, 1)
 
         def of_x():
-            of_patches = product(rows_of(gradient), matrix.T)
-            of_patches = of_patches.reshape(n, out_height, out_width, -1)
-            found = np.empty_like(x, shape=(n * height, width, channels))
-            geometry = height, size, stride, padding
-            in_parallel(
-                lambda part: _scatter(of_patches, part.start, *geometry, found[part]),
-                pieces(len(found), width * channels),
-            )
-            return found.reshape(x.shape)
+            of_patches = product(rows_of(gradient), matrix.T).reshape(windows.shape)
+            found = np.zeros_like(padded)
+            of_windows = _windows(found, size, stride)
+
+            def add(part):
+                for i in range(size):
+                    for j in range(size):
+                        of_windows[:, :, :, i, j, part] += of_patches[:, :, :, i, j, part]
+
+            in_parallel(add, cut(channels, thread_count()))
+            inside = found[:, padding : padding + height, padding : padding + width]
+            return np.ascontiguousarray(inside)
 
         return of_x, of_weight, lambda: column_sum(rows_of(gradient))
 
-    return result.reshape(n, out_height, out_width, outputs), backward
+    return result, backward
 
 
-@kernel
-def _gather(x, first, out_height, size, stride, padding, patches):
-    """Patches of the output rows from `first` on, counted over all images."""
-    _, height, width, channels = x.shape
-    for index in range(len(patches)):
-        image, row = divmod(first + index, out_height)
-        for column in range(patches.shape[1]):
-            patch = patches[index, column]
-            for i in range(size):
-                y = row * stride - padding + i
-                for j in range(size):
-                    at = (i * size + j) * channels
-                    z = column * stride - padding + j
-                    if 0 <= y < height and 0 <= z < width:
-                        for c in range(channels):
-                            patch[at + c] = x[image, y, z, c]
-                    else:
-                        for c in range(channels):
-                            patch[at + c] = F(0)
-
-
-@kernel
-def _scatter(of_patches, first, height, size, stride, padding, of_x):
-    """Each input pixel's gradient: the sum over the patches that it is in."""
-    _, out_height, out_width, _ = of_patches.shape
-    count, width, channels = of_x.shape
-    for index in range(count):
-        image, y = divmod(first + index, height)
-        for z in range(width):
-            for c in range(channels):
-                of_x[index, z, c] = F(0)
-            for i in range(size):
-                row, beyond = divmod(y + padding - i, stride)
-                if beyond or not 0 <= row < out_height:
-                    continue
-                for j in range(size):
-                    column, beyond = divmod(z + padding - j, stride)
-                    if beyond or not 0 <= column < out_width:
-                        continue
-                    at = (i * size + j) * channels
-                    for c in range(channels):
-                        of_x[index, z, c] += of_patches[image, row, column, at + c]
+def _windows(x, size, stride):
+    """The patch that each output pixel sees, as a view: (N, H, W, C) -> (N, H', W', k, k, C)."""
+    views = sliding_window_view(x, (size, size), axis=(1, 2), writeable=x.flags.writeable)
+    return views[:, ::stride, ::stride].transpose(0, 1, 2, 4, 5, 3)
 
 
 @operator
