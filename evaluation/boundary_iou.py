@@ -32,6 +32,8 @@ class BoundaryIoUEvaluator(DatasetEvaluator):
         """Count one image: integer maps (H, W)."""
         counted = label != self.ignore_index
         for index in np.union1d(np.unique(prediction[counted]), np.unique(label[counted])):
+            if index == self.ignore_index:  # predicted, where it is a class of the network
+                continue
             guess = boundary((prediction == index) & counted)
             truth = boundary(label == index)
             self.counts[index] += (guess & truth).sum(), (guess | truth).sum()

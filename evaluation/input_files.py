@@ -33,7 +33,7 @@ def find_images(paths: Sequence[Path], output: str = "") -> dict[str, Path]:
         if is_folder:
             all_here = sorted(map(Path, walk(path, SUFFIXES)))
             results, root = _results(all_here), os.path.realpath(path) + os.sep
-            if output and own != root:  # it may be within
+            if output and own != root and own.startswith(root):
                 results |= {it for it in all_here if os.path.realpath(it).startswith(own)}
             files = [file for file in all_here if file not in results]
             left_out += len(all_here) - len(files)

@@ -62,7 +62,7 @@ def coco_results(label_map: np.ndarray, classes: Sequence[str], image: str) -> l
 
 
 def encode_rle(runs: np.ndarray) -> str:
-    """COCO's text for runs of 0 and 1 in turns; `decode_rle` of dataset/label_sources.py describes
+    """COCO's text for runs of 0 and 1 in turns; `decode_rle` of label_sources/shapes.py describes
     it, and reads it."""
     runs = runs[: len(runs) - (runs[-1] == 0)]  # an empty run at the end
     differences = runs.copy()

@@ -174,6 +174,16 @@ def test_boundaries_leave_these_pixels_out(ignore_index):
     assert figures[0] == figures[1] and 0 < figures[0]["boundary_mIoU"] < 100
 
 
+def test_a_class_that_is_ignored_has_no_boundary():
+    label = np.array([0, 1, 2]).repeat(8)[None].repeat(24, 0)
+    evaluator = BoundaryIoUEvaluator(["a", "b", "c"], ignore_index=0)
+    evaluator.update(np.where(label == 1, 0, label), label)  # predicted where another class counts
+    assert evaluator.evaluate() == {
+        "boundary_mIoU": 50.0,
+        "boundary_IoU": {"a": None, "b": 0.0, "c": 100.0},
+    }
+
+
 # ---- All together -------------------------------------------------------------------------------
 
 

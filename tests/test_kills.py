@@ -15,7 +15,7 @@ import pytest
 from conftest import CONFIG, TRAIN_ENVIRONMENT, metrics, processes_with, training, wait_until
 from projects.SegFormer.model_utils.weight_files import read_weights
 
-KILLS = int(os.environ.get("SEGFORMER_KILLS", 4))  # of both trainings together
+KILLS = int(os.environ.get("SEGFORMER_KILLS", 2))  # of both trainings together
 STARTED = "Training from iteration"
 # Every third step is followed by a checkpoint and an evaluation: much for a kill to come between.
 SCHEDULE = (

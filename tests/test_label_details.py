@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from conftest import COLOURS
+from data_files import tiff
 from exported_folders import class_folders, cvat, label_studio, panoptic, voc
 from labelled_folders import NAMES, save, truth
 from projects.SegFormer.dataset.description import Description
@@ -283,3 +284,118 @@ def test_the_scale_that_is_set_counts(size, scale, crop, resize, tmp_path):
     found = cfg.inference.resize
     assert found == resize if resize is None else list(found) == resize
     assert [min(side, 256) for side in cfg.data.crop] == crop
+
+
+# ---- What is read whole, or refused in a line ---------------------------------------------------
+
+
+def test_all_regions_of_the_one_class_that_is_brushed(tmp_path):
+    for name in ("1", "2"):
+        save(tmp_path / f"images/{name}.png", COLOURS[LABEL])
+        for part in (0, 1):
+            mask = np.uint8(255) * np.equal(LABEL, part + 1)
+            save(tmp_path / f"export/task-{name}-annotation-7-by-1-tag-Crack-{part}.png", mask)
+    source = find_source(tmp_path)
+    assert source.classes == ["background", "Crack"]
+    for image in source.images:
+        np.testing.assert_array_equal(image.label(), LABEL > 0)
+
+
+def test_documents_that_tell_the_splits_count_before_folders(tmp_path):
+    for name in ("1", "2", "3"):
+        save(tmp_path / f"images/train2017/{name}.png", COLOURS[LABEL])
+    coco_of(tmp_path, "annotations/instances_train.json", [BOX], ("1.png", "2.png"))
+    coco_of(tmp_path, "annotations/instances_val.json", [BOX], ("3.png",))
+    splits = split(find_source(tmp_path).images, 0.2, 0)
+    assert {name: [it.name for it in images] for name, images in splits.items()} == {
+        "train": ["1", "2"],
+        "val": ["3"],
+    }
+
+
+def test_one_document_over_folders_of_splits(tmp_path):
+    for name in ("train/1", "train/2", "val/3"):
+        save(tmp_path / f"{name}.png", COLOURS[LABEL])
+    coco_of(tmp_path, "test_export.json", [BOX], ("train/1.png", "train/2.png", "val/3.png"))
+    splits = split(find_source(tmp_path).images, 0.2, 0)
+    assert [it.name for it in splits["val"]] == ["3"] and len(splits["train"]) == 2
+
+
+@pytest.mark.parametrize("make", [cvat, label_studio])
+def test_absolute_paths_with_a_relative_folder(make, tmp_path, monkeypatch):
+    wanted, classes = make(tmp_path / "data")
+    document = next(it for it in (tmp_path / "data").iterdir() if it.is_file())
+    text = document.read_text().replace("/data/upload/1/0a1b2c3d-", "")
+    for name in NAMES:
+        text = text.replace(f'"{name}.jpg"', f'"{tmp_path / "data" / "images" / name}.jpg"')
+    document.write_text(text)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("data")
+    for folder in ("data", "link", tmp_path / "data"):
+        source = find_source(folder)
+        assert source.classes == classes and len(source.images) == len(NAMES)
+        np.testing.assert_array_equal(source.images[0].label(), wanted(NAMES[0]))
+
+
+def test_points_of_label_studio_are_left_out(tmp_path):
+    """As prompts of Segment Anything stand beside its brushes."""
+    wanted, _ = label_studio(tmp_path)
+    file = tmp_path / "project-1.json"
+    tasks = json.loads(file.read_text())
+    results = tasks[0]["annotations"][0]["result"]
+    point = {"x": 1.0, "y": 2.0, "width": 0.5, "keypointlabels": ["disc"]}
+    results.append(results[0] | {"type": "keypointlabels", "value": point})
+    file.write_text(json.dumps(tasks))
+    source = find_source(tmp_path)
+    assert "1 results of the type keypointlabels: left out" in source.notes
+    np.testing.assert_array_equal(source.images[0].label(), wanted(NAMES[0]))
+
+
+@pytest.mark.parametrize(
+    ("group", "groups"),
+    [
+        (r"video(\d)|clip(\d)", [{"video1a", "video1b"}, {"clip2a", "clip2b"}]),
+        (r"^\D+\d", [{"video1a", "video1b"}, {"clip2a", "clip2b"}]),
+    ],
+)
+def test_groups_stay_together(group, groups, tmp_path):
+    for name in ("video1a", "video1b", "clip2a", "clip2b"):
+        save(tmp_path / f"images/{name}.png", COLOURS[LABEL])
+        save(tmp_path / f"masks/{name}.png", LABEL)
+    splits = split(find_source(tmp_path).images, 0.5, 0, group)
+    found = [{it.name for it in images} for images in splits.values()]
+    assert sorted(found, key=min) == sorted(groups, key=min)
+
+
+def both_suffixes(root: Path) -> None:
+    for suffix in (".jpg", ".png"):
+        save(root / f"images/1{suffix}", COLOURS[LABEL])
+    save(root / "images/2.png", COLOURS[LABEL])
+    coco_of(root, "instances.json", [BOX], ("1.jpg", "1.png", "2.png"))
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "words"),
+    [
+        (masks, ["--group", "*_frame"], "--group *_frame: no regular expression"),
+        (masks, ["--seed", "-1"], "--seed -1: expected 0 or more"),
+        (masks, ["--classes", "a", "a", "b"], "--classes a a b: expected each name once"),
+        (both_suffixes, [], "another image is called"),
+    ],
+)
+def test_what_cannot_be_done_is_told(make, options, words, tmp_path):
+    make(tmp_path / "source")
+    with pytest.raises(InputError, match=re.escape(words)):
+        prepare_dataset.main([str(tmp_path / "source"), str(tmp_path / "target"), *options])
+    assert not (tmp_path / "target").exists()
+
+
+def test_images_of_five_bands_are_prepared(tmp_path):
+    values = np.random.default_rng(0).integers(0, 255, (16, 32, 5), np.uint8)
+    for name in ("a1", "b2"):
+        save(tmp_path / f"source/masks/{name}.png", LABEL)
+        file = tmp_path / f"source/images/{name}.tif"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(tiff(values))
+    prepare_dataset.main([str(tmp_path / "source"), str(tmp_path / "target")])
+    assert (tmp_path / "target" / "samples.png").exists()

@@ -469,8 +469,8 @@ def test_machine_whose_ranks_die_of_the_signal(start, port):
     os.kill(other.pid, signal.SIGTERM)
     for process, code in ((other, 143), (first, 1)):
         _, stderr = process.communicate(timeout=30)
-        assert process.returncode == code
         assert "launch: machine 1 was stopped by SIGTERM" in stderr
+        assert process.returncode == code
     wait_until(lambda: not sleepers(mark), timeout=5)
 
 

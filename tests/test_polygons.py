@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from projects.SegFormer.dataset.label_sources import decode_rle
+from projects.SegFormer.dataset.label_sources.shapes import decode_rle
 from projects.SegFormer.evaluation.polygons import coco_results, encode_rle, feature_collection
 
 CLASSES, PALETTE = ["sky", "road", "tree"], [(1, 2, 3), (255, 0, 16), (0, 128, 255)]

@@ -374,6 +374,12 @@ def test_what_no_image_is_meant_by_is_left_out(messy, capsys):
     assert [*find_images([messy / "a_labels.png"], str(messy))] == ["a_labels"]
 
 
+def test_results_go_to_a_folder_around_the_images(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").touch()
+    assert [*find_images([tmp_path / "photos"], str(tmp_path))] == ["a"]
+
+
 def test_a_folder_of_results_alone(tmp_path):
     for kind in ("labels", "colors"):
         (tmp_path / f"a_{kind}.png").touch()

@@ -21,7 +21,8 @@ from labelled_folders import (
     truth,
 )
 from projects.SegFormer.dataset.description import read_description
-from projects.SegFormer.dataset.label_sources import decode_rle, find_source
+from projects.SegFormer.dataset.label_sources import find_source
+from projects.SegFormer.dataset.label_sources.shapes import decode_rle
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.tools import prepare_dataset

@@ -14,7 +14,7 @@ from test_prediction import ODD, huggingface, labels_of, photo
 from conftest import CLASSES as NAMES
 from conftest import run_tool
 from projects.SegFormer.dataset.folder import distinct_palette
-from projects.SegFormer.dataset.label_sources import decode_rle
+from projects.SegFormer.dataset.label_sources.shapes import decode_rle
 from projects.SegFormer.evaluation.inference import Inference
 from projects.SegFormer.evaluation.picture_inputs import BATCH
 from projects.SegFormer.evaluation.segmenter import (

@@ -49,6 +49,8 @@ def main(arguments: list[str]) -> None:
         raise InputError(f"{target} lies in {args.source}: choose a folder outside of it")
     if not 0 < args.val < 1:
         raise InputError(f"--val {args.val}: expected a share between 0 and 1, as 0.2")
+    if args.seed < 0:
+        raise InputError(f"--seed {args.seed}: expected 0 or more")
     source = find_source(args.source, args.ignore, args.classes)
     splits = split(source.images, args.val, args.seed, args.group)
     told = ", ".join(f"{len(images)} {name}" for name, images in splits.items())
@@ -90,9 +92,9 @@ def write(source: Source, splits: dict[str, list[Labelled]], target: Path, copy:
         counts += np.bincount(own.ravel(), minlength=len(counts))
         sizes.append(label.shape)
         picture = target / "images" / name / f"{image.name}{image.image.suffix.lower()}"
-        if os.path.lexists(picture):
-            raise InputError(f"{image.image}: another image is called {name}/{image.name}, too")
         mask = target / "annotations" / name / f"{image.name}.png"
+        if os.path.lexists(mask):
+            raise InputError(f"{image.image}: another image is called {name}/{image.name}, too")
         for file in (picture, mask):
             file.parent.mkdir(parents=True, exist_ok=True)
         if copy:
@@ -101,8 +103,10 @@ def write(source: Source, splits: dict[str, list[Labelled]], target: Path, copy:
             picture.symlink_to(image.image.resolve())
         write_png(mask, label)
         if len(samples) < SAMPLES:
-            bands = channel_count(image.image) if picture.suffix == ".npy" else 3
-            shown = as_rgb(read_image(image.image, bands))
+            try:
+                shown = read_image(image.image)
+            except InputError:  # of other bands than three
+                shown = as_rgb(read_image(image.image, channel_count(image.image)))
             samples.append((image.name, scaled(shown), scaled(label)))
     write_png(target / "samples.png", sample_sheet(samples, source.classes, source.palette))
     return counts, sizes

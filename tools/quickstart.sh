@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # From nothing to a trained SegFormer-B0 and pictures of what it sees, on a CPU, in minutes:
-#   bash tools/quickstart.sh [FOLDER]
-# FOLDER (output/quickstart) gets the data, the training and the pictures.
+#   bash tools/quickstart.sh [FOLDER [key=value ...]]
+# FOLDER (output/quickstart) gets the data, the training and the pictures; the rest are overrides of
+# the training's config.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-[[ $# -le 1 && ${1:-} != -* ]] || die "usage: bash tools/quickstart.sh [FOLDER]"
+usage="usage: bash tools/quickstart.sh [FOLDER [key=value ...]]"
+[[ ${1:-} != -* && ${1:-} != *=* ]] || die "$usage"
 folder=$(realpath -m "${1:-output/quickstart}")
+overrides=("${@:2}")
 cd "$root"
 bash tools/setup.sh
 find_python
@@ -16,7 +19,8 @@ echo "== 1/4 drawing street scenes"
 "$python" tools/draw_street_scenes.py "$folder/data" --height 128 --width 256 --train 200
 
 echo "== 2/4 training SegFormer-B0"
-bash tools/train.sh "$config" 1 data.root="$folder/data" train.output_dir="$folder/training"
+bash tools/train.sh "$config" 1 data.root="$folder/data" train.output_dir="$folder/training" \
+    "${overrides[@]}"
 
 echo "== 3/4 drawing what it sees"
 "$python" tools/predict.py --config "$config" --weights "$folder/training/model_final" \

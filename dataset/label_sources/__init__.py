@@ -20,14 +20,13 @@ from projects.SegFormer.dataset.label_sources.label_studio import (
 from projects.SegFormer.dataset.label_sources.labelme import is_labelme, read_labelme
 from projects.SegFormer.dataset.label_sources.mask_files import split_name
 from projects.SegFormer.dataset.label_sources.masks import read_masks
-from projects.SegFormer.dataset.label_sources.shapes import decode_rle
 from projects.SegFormer.dataset.label_sources.source import Files, Labelled, Source
 from projects.SegFormer.dataset.label_sources.splits import split_by_lists
 from projects.SegFormer.modeling.bounds import LABEL_JSON_BYTES
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.files import read_json_value
 
-__all__ = ["Labelled", "Source", "decode_rle", "find_source"]
+__all__ = ["Labelled", "Source", "find_source"]
 
 
 def find_source(
@@ -43,6 +42,8 @@ def find_source(
     folder, ignored, notes = Path(os.path.normpath(folder)), set(ignored), []
     if not folder.is_dir():
         raise InputError(f"no folder {folder}")
+    if len(set(names)) < len(names):
+        raise InputError(f"--classes {' '.join(names)}: expected each name once")
     files = [Path(file) for file in walk(folder, IMAGE_SUFFIXES)]
     try:
         source = _of_documents(Files(files, folder), ignored, notes) or read_masks(

@@ -16,10 +16,10 @@ from projects.SegFormer.dataset.label_sources.shapes import (
     polygon,
 )
 from projects.SegFormer.dataset.label_sources.source import (
-    MOST_CLASSES,
     Files,
     Labelled,
     Source,
+    class_indices,
     find_ignored,
     palette_of,
     read_as,
@@ -46,7 +46,7 @@ def read_coco(documents: list[tuple[Path, dict]], files: Files, ignored: set[str
 
 def _instances(documents: list[tuple[Path, dict]], files: Files, ignored: set[str]) -> Source:
     """Large ones are drawn first; crowds count nowhere, the rest is background."""
-    drawings, without = [], 0
+    drawings, without, are_splits = [], 0, _are_splits(documents)
     for document, content in documents:
         with read_as("COCO", document):
             names = _categories(content)
@@ -55,7 +55,7 @@ def _instances(documents: list[tuple[Path, dict]], files: Files, ignored: set[st
                 without += not it.get("segmentation")
                 objects.setdefault(it["image_id"], []).append(it)
             for entry in content["images"]:
-                image, name = _image(entry, document, files)
+                image, name = _image(entry, document, files, are_splits)
                 own = sorted(objects.get(entry["id"], []), key=_area, reverse=True)
                 size = entry.get("height"), entry.get("width")
                 shapes = [_shape(it, names) for it in own if it.get("segmentation")]
@@ -90,17 +90,15 @@ def _panoptic(documents: list[tuple[Path, dict]], files: Files, ignored: set[str
     with read_as("COCO", documents[0][0]):
         names = _all_names(documents)
     ignored = find_ignored(ignored, {*names})
-    classes = [name for name in names if name not in ignored]
-    if not 2 <= len(classes) <= MOST_CLASSES:
-        raise InputError(f"COCO's panoptic JSON has {len(classes)} classes: expected 2 to 254")
-    index = {name: place for place, name in enumerate(classes)} | dict.fromkeys(ignored, 255)
-    images = []
+    kind = "COCO's panoptic JSON"
+    classes, index = class_indices(names, ignored, kind)
+    images, are_splits = [], _are_splits(documents)
     for document, content in documents:
         with read_as("COCO", document):
             names = _categories(content)
             entries = {entry["id"]: entry for entry in content["images"]}
             for it in content["annotations"]:
-                image, name = _image(entries[it["image_id"]], document, files)
+                image, name = _image(entries[it["image_id"]], document, files, are_splits)
                 written = str(it.get("file_name") or f"{Path(image).stem}.png")
                 near = (document.with_suffix(""), document.parent)
                 mask = files.find(written, *near, prefer=lambda it: _is_panoptic(it, files))
@@ -111,7 +109,7 @@ def _panoptic(documents: list[tuple[Path, dict]], files: Files, ignored: set[str
                     for segment in it["segments_info"]
                 }
                 images.append(Labelled(name, image, partial(_of_segments, mask, segments), mask))
-    return Source("COCO's panoptic JSON", images, classes, palette_of(classes), [])
+    return Source(kind, images, classes, palette_of(classes), [])
 
 
 def _of_segments(mask: Path, segments: dict[int, int]) -> np.ndarray:
@@ -138,14 +136,21 @@ def _all_names(documents: list[tuple[Path, dict]]) -> list[str]:
     return list(dict.fromkeys(name for _, name in sorted(names)))
 
 
-def _image(entry: dict, document: Path, files: Files) -> tuple[Path, str]:
+def _split_of(document: Path) -> str | None:
+    return split_in(document.stem) or split_in(document.parent.name)
+
+
+def _are_splits(documents: list[tuple[Path, dict]]) -> bool:
+    """Whether the documents tell training from validation: then the folders of images do not."""
+    return len({_split_of(document) for document, _ in documents} - {None}) > 1
+
+
+def _image(entry: dict, document: Path, files: Files, are_splits: bool) -> tuple[Path, str]:
     """The file of an image and its name in the data set.
 
     Raises InputError: the file is not there.
     """
-    written, split = str(entry["file_name"]), split_in(document.stem)
-    if not split:
-        split = split_in(document.parent.name)
+    written, split = str(entry["file_name"]), _split_of(document)
 
     def is_likely(file: Path) -> bool:
         role, name = split_name(file.relative_to(files.folder))
@@ -157,4 +162,5 @@ def _image(entry: dict, document: Path, files: Files) -> tuple[Path, str]:
     if image is None:
         raise InputError(f"{document}: no image {written} in {files.folder}")
     _, name = split_name(image.relative_to(files.folder))
-    return image, f"{split}/{name}" if split and not split_called(name.split("/")[0]) else name
+    is_told = split and (are_splits or not split_called(name.split("/")[0]))
+    return image, f"{split}/{name}" if is_told else name

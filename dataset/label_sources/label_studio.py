@@ -102,7 +102,7 @@ def _shapes(result: dict, size: Size | None, other: Counter) -> list[Shape]:
         centre = np.array([value["x"], value["y"]]) * scale
         axes = np.array([value["radiusX"], value["radiusY"]]) * scale
         outline = turned(ellipse(*centre, *axes), centre, value.get("rotation", 0))
-    elif "width" in value:
+    elif "height" in value:
         corner = np.array([value["x"], value["y"]]) * scale
         far = corner + np.array([value["width"], value["height"]]) * scale
         outline = turned(rectangle(*corner, *far), corner, value.get("rotation", 0))

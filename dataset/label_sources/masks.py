@@ -29,6 +29,7 @@ from projects.SegFormer.dataset.label_sources.source import (
     Colour,
     Labelled,
     Source,
+    class_indices,
     find_ignored,
     palette_of,
 )
@@ -67,7 +68,7 @@ def read_masks(
     """Args: names: of the classes, in their order. Raises InputError: see `find_source`."""
     pairs, notes = pair_masks(files, folder)
     parts = {what for pair in pairs for what, _ in pair.parts}
-    if len(parts) > 1:
+    if len(parts) > 1 or any(len(pair.parts) > 1 for pair in pairs):
         return _of_parts(pairs, parts, ignored, notes)
     foreground = next(iter(parts), FOREGROUND)  # the one folder or word that all masks have
     pairs = [pair._replace(mask=pair.mask or pair.parts[0][1]) for pair in pairs]
@@ -308,10 +309,7 @@ def _of_colours(scan: Scan) -> list[Class]:
 def _of_parts(pairs: list[Pair], parts: set[str], ignored: set[str], notes: list[str]) -> Source:
     """Where two overlap the smaller one counts; what none covers is background."""
     ignored = find_ignored(ignored, {BACKGROUND, *parts})
-    classes = [name for name in [BACKGROUND, *sorted(parts - {BACKGROUND})] if name not in ignored]
-    if not 2 <= len(classes) <= MOST_CLASSES:
-        raise InputError(f"masks of {len(parts)} classes: expected 2 to {MOST_CLASSES}")
-    index = {name: place for place, name in enumerate(classes)} | dict.fromkeys(ignored, 255)
+    classes, index = class_indices([BACKGROUND, *sorted(parts)], ignored, "masks of a class each")
     images = [
         Labelled(pair.name, pair.image, partial(_composed, pair.parts, index)) for pair in pairs
     ]

@@ -11,10 +11,10 @@ import numpy as np
 from projects.SegFormer.dataset.image_files import turn
 from projects.SegFormer.dataset.label_sources.source import (
     BACKGROUND,
-    MOST_CLASSES,
     Labelled,
     Source,
     canvas,
+    class_indices,
     find_ignored,
     palette_of,
     read_as,
@@ -83,10 +83,7 @@ def drawn_source(
     for it in drawings:
         if (other := documents.setdefault(it.image, it.document)) != it.document:
             raise InputError(f"{it.image} is in {other} and in {it.document}: leave one of them")
-    classes = [name for name in dict.fromkeys([BACKGROUND, *names]) if name not in ignored]
-    if not 2 <= len(classes) <= MOST_CLASSES:
-        raise InputError(f"{kind}: {len(classes)} classes; expected 2 to {MOST_CLASSES}")
-    index = {name: place for place, name in enumerate(classes)} | dict.fromkeys(ignored, 255)
+    classes, index = class_indices([BACKGROUND, *names], ignored, kind)
     images = [
         Labelled(drawing.name, drawing.image, partial(draw, drawing, index, whose))
         for drawing in drawings

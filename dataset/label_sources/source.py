@@ -1,7 +1,7 @@
 """What a source of labels is, whichever form they have."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +11,7 @@ import numpy as np
 
 from projects.SegFormer.dataset.folder import distinct_palette
 from projects.SegFormer.dataset.image_files import image_size, stored_size, turn
+from projects.SegFormer.dataset.transforms import IGNORE_INDEX
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.files import reason
 
@@ -67,6 +68,20 @@ def find_ignored(ignored: set[str], known: set[str]) -> set[str]:
             f"{', '.join(sorted(known)[:20])}"
         )
     return {word for word in known if word.lower() in wanted}
+
+
+def class_indices(
+    names: Iterable[str], ignored: set[str], whose: str
+) -> tuple[list[str], dict[str, int]]:
+    """The classes among some names, and the index of every name: 255 of the ignored.
+
+    Raises InputError: too few classes, or too many.
+    """
+    classes = [name for name in dict.fromkeys(names) if name not in ignored]
+    if not 2 <= len(classes) <= MOST_CLASSES:
+        raise InputError(f"{whose}: {len(classes)} classes; expected 2 to {MOST_CLASSES}")
+    index = {name: place for place, name in enumerate(classes)}
+    return classes, index | dict.fromkeys(ignored, IGNORE_INDEX)
 
 
 def canvas(image: Path, size: tuple[int, int] | None) -> tuple[tuple[int, int], int]:
@@ -133,8 +148,10 @@ class Files:
         root = self.folder.resolve()
         for folder in (*near, self.folder) if written else ():
             place = Path(os.path.normpath(folder / written))  # as the walk through it writes it
-            if place.is_file() and root in place.resolve().parents:
-                return place
+            real = place.resolve()
+            if place.is_file() and root in real.parents:
+                is_below = place.is_relative_to(self.folder)
+                return place if is_below else self.folder / real.relative_to(root)
         name = written.rpartition("/")[2].lower()
         found = self.by_name.get(name) or self.by_name.get(name.rpartition(".")[0]) or []
         found = [file for file in found if prefer(file)] or found

@@ -100,9 +100,10 @@ def split(
     """By the folders train, val and test in their names; without val, a share of the others is it.
 
     Args:
-        group: a regular expression; what its first group, or all of it, finds in a name keeps
-            images together, as those of one video.
-    Raises InputError: there are not two images, or groups, to share out.
+        group: a regular expression; what its first group that takes part, or all of it, finds in
+            a name keeps images together, as those of one video.
+    Raises InputError: there are not two images, or groups, to share out; `group` is no regular
+    expression.
     """
     found = {}
     for image in images:
@@ -118,8 +119,12 @@ def split(
         rest, found = [image for images in found.values() for image in images], {}
     groups = {}
     for image in rest:
-        match = re.search(group, image.name) if group else None
-        key = match[match.lastindex and 1 or 0] if match else image.name
+        try:
+            match = re.search(group, image.name) if group else None
+        except re.error as error:
+            raise InputError(f"--group {group}: no regular expression, {error}") from error
+        parts = [part for part in match.groups() if part is not None] if match else [image.name]
+        key = parts[0] if parts else match[0]
         groups.setdefault(key, []).append(image)
     if len(groups) < 2:
         raise InputError(f"{len(rest)} images in {len(groups)} groups: expected two at least")

@@ -58,7 +58,7 @@ def sample_pictures(evaluated: Evaluated) -> dict[str, np.ndarray]:
     for picture in evaluated.pictures["samples"]:
         views = [_decoded(picture.views[view]) for view in ("image", "label", "prediction")]
         row = np.concatenate(views, axis=1)
-        size = row.shape[1] // 2, row.shape[0] // 2
+        size = max(row.shape[1] // 2, 1), max(row.shape[0] // 2, 1)
         row = cv2.resize(row, size, interpolation=cv2.INTER_AREA)
         found[f"samples/{picture.name}"] = row
     return found
