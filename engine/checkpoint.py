@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,9 @@ from projects.SegFormer.modeling.files import read_json, reason
 logger = logging.getLogger("libai." + __name__)
 
 RECORD = "checkpoint.json"
-# A checkpoint has two files a tensor; waited for one by one they take milliseconds each.
-FLUSHED_AT_ONCE = 16
+# A checkpoint has two files a tensor. Written to the disk or removed one by one, each takes
+# milliseconds, and all of them seconds.
+AT_ONCE = 16
 LAST = "last_checkpoint"
 BEST = "model_best"
 AVERAGE = "ema"  # may be in a checkpoint or not, as train.ema.enabled was when it was saved
@@ -71,7 +73,8 @@ class Checkpointer(LiBaiCheckpointer):
     def _write(self, folder: Path, name: str, state: dict, record: dict) -> None:
         partial, replaced = folder / f".{name}.partial", folder / f".{name}.replaced"
         for leftover in (partial, replaced):
-            shutil.rmtree(leftover, ignore_errors=True)
+            with suppress(OSError):
+                remove(leftover)
         try:
             for key, value in state.items():
                 flow.save(value, str(partial / key))
@@ -80,7 +83,7 @@ class Checkpointer(LiBaiCheckpointer):
                 str(file.relative_to(partial)): file.stat().st_size for file in _files(partial)
             }
             (partial / RECORD).write_text(json.dumps(record, indent=1))
-            with ThreadPoolExecutor(FLUSHED_AT_ONCE) as pool:
+            with ThreadPoolExecutor(AT_ONCE) as pool:
                 list(pool.map(_flush, _files(partial)))
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
@@ -91,7 +94,8 @@ class Checkpointer(LiBaiCheckpointer):
         if name != BEST:
             (folder / LAST).write_text(f"{name}\n")
         _flush(folder)
-        shutil.rmtree(replaced, ignore_errors=True)
+        with suppress(OSError):
+            remove(replaced)
         logger.info(f"Saved checkpoint {folder / name}")
 
     def _names(self, optimizer: flow.optim.Optimizer) -> list[str]:
@@ -135,6 +139,13 @@ class Checkpointer(LiBaiCheckpointer):
                 f"{path} was trained with other settings; those of the config count from here on: "
                 + ", ".join(dict.fromkeys(changes))
             )
+
+
+def remove(path: Path) -> None:
+    """Remove the checkpoint at `path`. Raises OSError."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(shutil.rmtree, (it for it in path.glob("*/*") if it.is_dir())))
+    shutil.rmtree(path)
 
 
 def checkpoint_to_resume(folder: str) -> tuple[str, int] | None:

@@ -7,7 +7,6 @@ line in metrics.json, the checkpoint, the evaluation, the best checkpoint, the e
 import logging
 import math
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from libai.utils.events import EventWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from projects.SegFormer.engine.checkpoint import BEST, Checkpointer, read_record
+from projects.SegFormer.engine.checkpoint import BEST, Checkpointer, read_record, remove
 from projects.SegFormer.engine.ema import WeightAverage
 from projects.SegFormer.engine.json_lines import is_number
 from projects.SegFormer.engine.ranks import from_main, on_all_ranks
@@ -114,7 +113,7 @@ class PeriodicCheckpointer(HookBase):
         records = [(record["saved_at"], path) for path in numbered if (record := read_record(path))]
         for _, path in sorted(records)[: -self.max_to_keep]:
             try:
-                shutil.rmtree(path)
+                remove(path)
             except OSError as error:
                 logger.error(f"could not remove {path}: {reason(error)}; training goes on")
 
