@@ -17,7 +17,14 @@ import numpy as np
 import PIL.Image
 from PIL import ImageEnhance, ImageOps
 
-from projects.SegFormer.dataset.transforms import IMAGENET_MEAN, Image, Label, Rng, Sample
+from projects.SegFormer.dataset.transforms import (
+    IMAGENET_MEAN,
+    Image,
+    Label,
+    Rng,
+    Sample,
+    both_sides,
+)
 from projects.SegFormer.modeling.errors import InputError
 
 BICUBIC = PIL.Image.Resampling.BICUBIC
@@ -42,7 +49,7 @@ class RandomResizedCrop:
         scale: tuple[float, float] = (0.08, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
     ):
-        self.size = _both_sides(size)
+        self.size = both_sides(size)
         self.scale = tuple(scale)
         self.ratio = tuple(ratio)
 
@@ -77,7 +84,7 @@ class CenterCrop:
     """The middle of an image that is at least as large: `size` is (height, width), or a side."""
 
     def __init__(self, size: int | tuple[int, int]):
-        self.size = _both_sides(size)
+        self.size = both_sides(size)
 
     def __call__(self, image: Image, label: Label, rng: Rng) -> Sample:
         height, width = self.size
@@ -220,10 +227,6 @@ OPERATIONS = {
     "translate_y": _translate_y,
 }
 _NAMES = tuple(OPERATIONS)
-
-
-def _both_sides(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def _resize(image: Image, height: int, width: int) -> Image:

@@ -29,6 +29,10 @@ Sample = tuple[Image, Label]
 Transform = Callable[[Image, Label, Rng], Sample]
 
 
+def both_sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
 class Compose:
     """Transforms one after the other."""
 
@@ -54,12 +58,12 @@ class Resize:
 
     def __init__(
         self,
-        size: tuple[int, int],
+        size: int | tuple[int, int],
         keep_ratio: bool = True,
         divisor: int = 1,
         resize_label: bool = True,
     ):
-        self.size = tuple(size)
+        self.size = both_sides(size)
         self.keep_ratio = keep_ratio
         self.divisor = divisor
         self.resize_label = resize_label
@@ -91,8 +95,8 @@ class Resize:
 class RandomResize:
     """`Resize`, ratio kept, to `size` times a factor drawn uniformly from `ratio_range`."""
 
-    def __init__(self, size: tuple[int, int], ratio_range: tuple[float, float] = (0.5, 2.0)):
-        self.size = tuple(size)
+    def __init__(self, size: int | tuple[int, int], ratio_range: tuple[float, float] = (0.5, 2.0)):
+        self.size = both_sides(size)
         self.ratio_range = tuple(ratio_range)
 
     def __call__(self, image: Image, label: Label, rng: Rng) -> Sample:
@@ -110,8 +114,8 @@ class RandomCrop:
 
     DRAWS = 10
 
-    def __init__(self, size: tuple[int, int], cat_max_ratio: float = 0.75):
-        self.size = tuple(size)
+    def __init__(self, size: int | tuple[int, int], cat_max_ratio: float = 0.75):
+        self.size = both_sides(size)
         self.cat_max_ratio = cat_max_ratio
 
     def __call__(self, image: Image, label: Label, rng: Rng) -> Sample:
@@ -245,8 +249,8 @@ class Pad:
     Belongs after `Normalize`, where 0 is the mean colour. Sides that are long enough stay.
     """
 
-    def __init__(self, size: tuple[int, int]):
-        self.size = tuple(size)
+    def __init__(self, size: int | tuple[int, int]):
+        self.size = both_sides(size)
 
     def __call__(self, image: Image, label: Label, rng: Rng) -> Sample:
         bottom, right = (max(n - m, 0) for n, m in zip(self.size, image.shape[:2], strict=True))

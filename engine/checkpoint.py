@@ -28,7 +28,7 @@ from projects.SegFormer.model_utils.safe_pickle import Record
 from projects.SegFormer.model_utils.segf_loader import eps_in, eps_of, take_eps
 from projects.SegFormer.model_utils.weight_files import open_weights
 from projects.SegFormer.modeling.errors import InputError, printable
-from projects.SegFormer.modeling.files import read_json, reason
+from projects.SegFormer.modeling.files import read_json, reason, write_json
 
 logger = logging.getLogger("libai." + __name__)
 
@@ -37,6 +37,7 @@ RECORD = "checkpoint.json"
 # milliseconds, and all of them seconds.
 AT_ONCE = 16
 LAST = "last_checkpoint"
+START = ".start.json"
 BEST = "model_best"
 AVERAGE = "ema"  # may be in a checkpoint or not, as train.ema.enabled was when it was saved
 
@@ -154,16 +155,38 @@ def checkpoint_to_resume(folder: str) -> tuple[str, int] | None:
         name = replaced.with_name(replaced.name[1:].removesuffix(".replaced"))
         if not name.exists():
             os.rename(replaced, name)
-    return last_checkpoint(folder)
+    since = _start_of(folder)
+    found = last_checkpoint(folder, since)
+    if not found and since and (earlier := last_checkpoint(folder)):
+        logger.warning(
+            f"{earlier[0]} is of an earlier training in this folder; to start from its weights: "
+            f"train.load_weight={earlier[0]}"
+        )
+    return found
 
 
-def last_checkpoint(folder: str) -> tuple[str, int] | None:
-    """The whole checkpoint that was saved last in `folder`: its path and iteration.
+def mark_start(folder: str) -> None:
+    """A training begins anew in `folder`: the checkpoints that are there are not of it."""
+    with suppress(OSError, InputError):  # of a full disk the first checkpoint tells
+        write_json(Path(folder) / START, {"time": time.time()})
+
+
+def _start_of(folder: str) -> float:
+    """When the training in `folder` began; 0 where nothing says so."""
+    try:
+        start = read_json(Path(folder) / START, "time")["time"]
+    except InputError:
+        return 0.0
+    return start if is_number(start) else 0.0
+
+
+def last_checkpoint(folder: str, since: float = 0.0) -> tuple[str, int] | None:
+    """The whole checkpoint that was saved last in `folder`, since a time: its path and iteration.
 
     By the time of saving: the folder may hold later iterations of an earlier training.
     """
     records = {path: read_record(path) for path in Path(folder).glob("model_*")}
-    whole_ones = {path: record for path, record in records.items() if record is not None}
+    whole_ones = {path: it for path, it in records.items() if it and it["saved_at"] >= since}
     if not whole_ones:
         return None
     path = max(whole_ones, key=lambda path: whole_ones[path]["saved_at"])

@@ -11,6 +11,8 @@ from typing import NoReturn
 from projects.SegFormer.modeling.errors import InputError, printable
 from projects.SegFormer.modeling.files import reason
 
+OUT_OF_MEMORY = "out of memory: use a smaller image, batch or model"
+
 
 def parser(text: str) -> argparse.ArgumentParser:
     """A parser whose --help shows `text`, a tool's docstring, with its examples as they stand."""
@@ -40,7 +42,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         code = 130
     except MemoryError:
-        code = _told("out of memory: use a smaller image, batch or model")
+        code = _told(OUT_OF_MEMORY)
     except InputError as error:
         code = _told(str(error))
     except OSError as error:

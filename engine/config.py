@@ -3,16 +3,22 @@
 import difflib
 import os
 import re
+from collections.abc import Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from libai.config import LazyConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from projects.SegFormer.engine.config_values import check_values, is_path
+from projects.SegFormer.engine.config_values import check_values, is_path, kind_of
 from projects.SegFormer.engine.described_data import fill_in
 from projects.SegFormer.engine.yaml_config import load_yaml
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.settings import check_settings
+
+PARTS = ("train", "model", "dataloader", "optim", "graph")
+INNER_PARTS = ("model.cfg", "train.dist", "dataloader.train.dataset", "dataloader.test[0].dataset")
+SIDES = ("data.scale", "data.crop")
+DESCRIBED_BY = ("data.root", "data.scale", "train.global_batch_size", "train.train_*")
 
 apply_overrides = LazyConfig.apply_overrides  # LiBai's, before libai_mends puts `complete` there
 
@@ -34,19 +40,12 @@ def complete(config: DictConfig, overrides: list[str], file: str = "the config")
     Raises InputError: not a config to run, no such model size, a key that is not there (nearest
     names are told), or a value that is none of its kind.
     """
-    for name in ("train", "model", "dataloader", "optim", "graph"):
-        if not isinstance(config.get(name), DictConfig):
-            raise InputError(f"{file} is not a config to run: it has no `{name}`")
+    _hold(config, PARTS, file)
     if "cfg" in config:  # edits of it in the file count, also those after `model` was made
         config.model.cfg = config.pop("cfg")
-    for name in (
-        "model.cfg",
-        "train.dist",
-        "dataloader.train.dataset",
-        "dataloader.test[0].dataset",
-    ):
-        if not isinstance(OmegaConf.select(config, name), (DictConfig, ListConfig)):
-            raise InputError(f"{file} is not a config to run: it has no `{name}`")
+    _hold(config, INNER_PARTS, file)
+    # A number for a pair of sides is a square; where a number stands, it is a short side.
+    pairs = [key for key in SIDES if not isinstance(OmegaConf.select(config, key), int)]
     overrides = list(map(full_key, overrides))
     for override in overrides:
         key, _, written = override.partition("=")
@@ -61,17 +60,37 @@ def complete(config: DictConfig, overrides: list[str], file: str = "the config")
                 f"cannot read the override {override!r}: a list is [1,2], a text with signs is "
                 "'in quotes'"
             ) from error
-    fill_in(config)
+    _hold(config, PARTS + INNER_PARTS, "with these overrides it")
+    written = {override.partition("=")[0] for override in overrides}
+    by_epochs = "train.train_epoch" in written and "train.train_iter" not in written
+    if by_epochs and config.train.train_epoch:  # of both LiBai takes the longer
+        config.train.train_iter = 0
+    for key in pairs:
+        side = OmegaConf.select(config, key)
+        if isinstance(side, int) and not isinstance(side, bool):
+            OmegaConf.update(config, key, [side, side], merge=False)
     sizes = config.get("model_size")
     if sizes and sizes.name not in sizes.choices:
         raise InputError(f"model_size={sizes.name}: expected one of {', '.join(sizes.choices)}")
-    try:
-        check_values(config)
-    except InputError as error:
-        written = str(error).partition("=")[0]
-        here = any(override.partition("=")[0] == written for override in overrides)
-        raise InputError(str(error) if here else f"{file}: {error}") from error
+
+    def check(only: Sequence[str] = ()) -> None:
+        try:
+            check_values(config, only)
+        except InputError as error:
+            here = str(error).partition("=")[0] in written
+            raise InputError(str(error) if here else f"{file}: {error}") from error
+
+    check(DESCRIBED_BY)
+    fill_in(config)
+    check()
     return config
+
+
+def _hold(config: DictConfig, parts: Sequence[str], file: str) -> None:
+    """Raises InputError: the config lacks one of these parts."""
+    for name in parts:
+        if not isinstance(OmegaConf.select(config, name), (DictConfig, ListConfig)):
+            raise InputError(f"{file} is not a config to run: it has no `{name}`")
 
 
 def file_values(file: str) -> DictConfig:
@@ -150,7 +169,7 @@ def _path_as_written(text: str):
 
 
 def _check(config: DictConfig, override: str) -> None:
-    key, equals, _ = override.partition("=")
+    key, equals, value = override.partition("=")
     if not equals:
         raise InputError(f"override {override!r}: expected key=value")
     node = config
@@ -164,6 +183,11 @@ def _check(config: DictConfig, override: str) -> None:
             near = difflib.get_close_matches(part, names, n=3) or names
             raise InputError(f"no {part!r} in {where}: did you mean {', '.join(near)}?")
         node = OmegaConf.select(config, ".".join(parts[: depth + 1]))
+    names, value = _names(node), value.strip()
+    is_part = isinstance(node, DictConfig) and names and kind_of(key) is None
+    # null takes away what may be missing, such as a transform, and not what can be turned off.
+    if is_part and not value.startswith("{") and (value != "null" or "enabled" in names):
+        raise InputError(f"{key} holds settings: set one of them, as {key}.{names[0]}=...")
 
 
 def _names(node) -> list[str]:

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from numbers import Real
@@ -214,15 +214,19 @@ def is_path(key: str) -> bool:
     return kind is not None and PATH.expected in kind.expected
 
 
-def check_values(config: DictConfig) -> None:
+def check_values(config: DictConfig, only: Sequence[str] = ()) -> None:
     """Hold every setting against the table, and write down what it means where that is written
     otherwise: 1e3 as 1000, ~/x with the home folder, LARGEST for never and for all.
 
+    Args:
+        only: patterns of the keys to look at, and null passes: it is not filled in yet.
     Raises InputError for a value that is none of its kind.
     """
     for key, node in list(_nodes(config)):
         kind = kind_of(key)
         if kind is None:
+            continue
+        if only and (node is None or not any(fnmatchcase(key, it) for it in only)):
             continue
         value = OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
         try:
@@ -231,7 +235,8 @@ def check_values(config: DictConfig) -> None:
             raise InputError(f"{key}={_shown(value)}: expected {kind.expected}") from None
         if repr(meant) != repr(value):
             OmegaConf.update(config, key, meant, merge=False)
-    check_settings(config.model.cfg)
+    if not only:
+        check_settings(config.model.cfg)
 
 
 def _nodes(node, key: str = "") -> Iterator[tuple[str, object]]:

@@ -1,9 +1,12 @@
 """What a config leaves open, from the dataset.json of its data: classes, sizes and schedule."""
 
+import math
+
 import oneflow as flow
 from omegaconf import DictConfig, OmegaConf
 
 from projects.SegFormer.dataset.description import read_description
+from projects.SegFormer.modeling.errors import InputError
 
 LONGEST_SHORT_SIDE = 512  # of images in training; larger ones are scaled down to it
 MULTIPLE = 32  # of a crop's sides
@@ -19,6 +22,8 @@ def fill_in(config: DictConfig) -> None:
     described = config.dataloader.test[0].dataset
     if described.get("classes", ()) is not None:
         return
+    if described.root is None:
+        raise InputError("data.root=null: expected the folder of the data")
     found = read_description(described.root)
     is_tuned = bool(config.model.cfg.get("pretrained_model_path") or config.train.load_weight)
     largest = LONGEST_SHORT_SIDE if flow.cuda.is_available() else LONGEST_SHORT_SIDE // 2
@@ -28,7 +33,9 @@ def fill_in(config: DictConfig) -> None:
     batch = config.train.global_batch_size or 4
     epochs = 50 if is_tuned else 100
     steps = min(max(epochs * found.images["train"] // batch, FEWEST), MOST)
-    fifth = -(-(config.train.train_iter or steps) // 5)
+    epochs_asked = config.train.train_epoch or 0
+    asked = config.train.train_iter or math.ceil(epochs_asked * found.images["train"] / batch)
+    fifth = -(-(asked or steps) // 5)
     start = "weights to start from" if is_tuned else "no weights to start from"
     chosen = [
         ("model.cfg.num_classes", len(found.classes), "the classes of dataset.json"),

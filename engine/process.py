@@ -9,7 +9,7 @@ import os
 import select
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import ModuleType
 
 # ---- Ranks --------------------------------------------------------------------------------------
@@ -90,7 +90,8 @@ def _load_oneflow() -> None:
         os.dup2(stderr, 2)
         for descriptor in (reader, writer, stderr):
             os.close(descriptor)
-        os.waitpid(listener, 0)
+        with suppress(ChildProcessError):  # a parent that ignores SIGCHLD leaves that to us
+            os.waitpid(listener, 0)
 
 
 def _pass_on(reader: int, stderr: int) -> None:

@@ -20,7 +20,12 @@ from projects.SegFormer.dataset.build import data_parallel_place
 from projects.SegFormer.dataset.inspection import quick_look
 from projects.SegFormer.dataset.transforms import Normalize
 from projects.SegFormer.engine import hooks
-from projects.SegFormer.engine.checkpoint import AVERAGE, Checkpointer, checkpoint_to_resume
+from projects.SegFormer.engine.checkpoint import (
+    AVERAGE,
+    Checkpointer,
+    checkpoint_to_resume,
+    mark_start,
+)
 from projects.SegFormer.engine.ema import WeightAverage
 from projects.SegFormer.engine.optim import clip_gradients
 from projects.SegFormer.engine.parallel import log_shares
@@ -78,6 +83,8 @@ class SegformerTrainer(DefaultTrainer):
         self._resumes, cfg.train.resume = cfg.train.resume, False  # LiBai would look for its own
         if self._resumes:
             self._resumed_from = from_main(partial(checkpoint_to_resume, cfg.train.output_dir))
+        if not self._resumed_from:
+            from_main(partial(mark_start, cfg.train.output_dir))
         cfg.train.start_iter = self._resumed_from[1] + 1 if self._resumed_from else 0
         cfg.train.setdefault("rdma_enabled", False)  # LiBai asks for it; older configs lack it
         super().__init__(cfg)

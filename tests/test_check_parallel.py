@@ -1,10 +1,13 @@
 """tools/check_parallel.py, and by it: two processes learn what one does, however they split it."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from conftest import run_tool
+from projects.SegFormer.tools import check_parallel
 
 SPLITS = [[1, 1, 1], [2, 1, 1], [1, 2, 1], [1, 1, 2]]
 
@@ -28,3 +31,15 @@ def test_two_processes_learn_what_one_does(tmp_path):
     for row in rows:
         share = row["bytes"] / whole[row["task"]]
         assert share == 1 if row["split"][1:] == [1, 1] else 0.5 < share < 0.95
+
+
+def test_weights_that_are_not_a_number_are_off(tmp_path):
+    run = ("segmentation", "eager")
+    for split, last in (((1, 1, 1), 1.0), ((2, 1, 1), np.nan)):
+        np.savez(
+            check_parallel._path(tmp_path, run, split, "npz"), a=np.ones(2), b=np.array([last])
+        )
+        Path(check_parallel._path(tmp_path, run, split, "json")).write_text(
+            json.dumps(dict(losses=[1.0], bytes=1, seconds=1.0))
+        )
+    assert np.isnan(check_parallel.row(str(tmp_path), run, (2, 1, 1))["weights_off"])

@@ -22,6 +22,7 @@ from projects.SegFormer.engine.checkpoint import (
     Checkpointer,
     checkpoint_to_resume,
     last_checkpoint,
+    mark_start,
     read_record,
 )
 from projects.SegFormer.engine.graph import SegformerGraph
@@ -559,3 +560,13 @@ def test_foreign_record_is_passed_over(checkpointer, tmp_path, caplog, name):
         assert last_checkpoint(str(tmp_path)) == (str(tmp_path / "model_0000001"), 1)
     (warning,) = {record.getMessage() for record in caplog.records}
     assert "model_0000002" in warning and "\n" not in warning
+
+
+def test_checkpoints_of_an_earlier_training_are_not_resumed(tmp_path, caplog):
+    checkpointer = Checkpointer(flow.nn.Linear(2, 2), str(tmp_path))
+    checkpointer.save("model_final", 99)
+    mark_start(str(tmp_path))
+    assert checkpoint_to_resume(str(tmp_path)) is None
+    assert "model_final is of an earlier training in this folder" in caplog.text
+    checkpointer.save("model_0000004", 4)
+    assert checkpoint_to_resume(str(tmp_path)) == (str(tmp_path / "model_0000004"), 4)

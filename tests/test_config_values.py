@@ -265,3 +265,80 @@ def test_numbers_stay_what_they_were():
     config = load_config(CONFIGS["city"])
     assert math.isclose(config.optim.params.lr, 6e-5)
     assert config.dataloader.train.dataset.transforms[1].size == [1024, 1024]
+
+
+# ---- What a value means beside others -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *(
+            "graph=true",
+            "train.amp=true",
+            "train.ema=true",
+            "train.evaluation=false",
+            "train.ema=null",
+        ),
+        *("data=data/mine", "train.dist=2", "optim.params=0.1"),
+    ],
+)
+def test_settings_in_the_place_of_one_are_told(override):
+    key = override.partition("=")[0]
+    with pytest.raises(
+        InputError, match=rf"^{key} holds settings: set one of them, as {key}\.\w+="
+    ):
+        load_config(CONFIGS["camvid"], [override])
+
+
+@pytest.mark.parametrize("override", ["train=null", "dataloader.test=[]", "dataloader.test=null"])
+def test_a_part_that_is_taken_away_is_told(override):
+    with pytest.raises(
+        InputError, match="with these overrides it is not a config to run: it has no"
+    ):
+        load_config(CONFIGS["camvid"], [override])
+
+
+@pytest.mark.parametrize("name", ["own", "camvid", "ade20k"])
+def test_one_number_is_a_square(name, data_root):
+    config = load_config(
+        str(ROOT / f"configs/segformer_{name}.py"),
+        [f"data.root={data_root}", "data.crop=64", "data.scale=96"],
+    )
+    assert (config.data.crop, config.data.scale) == ([64, 64], [96, 96])
+    sizes = [it.size for it in config.dataloader.train.dataset.transforms if "size" in it]
+    assert sizes == [[96, 96], [64, 64], [64, 64]]
+
+
+def test_a_short_side_stays_a_number():
+    config = load_config(IMAGENET, ["data.scale=96"])
+    assert config.data.scale == 96
+
+
+@pytest.mark.parametrize(
+    ("overrides", "iterations", "period"),
+    [
+        (["train.train_epoch=20"], 0, 10),  # 20 epochs of 10 images, 4 a step
+        (["train.train_epoch=20", "train.train_iter=7"], 7, 2),
+        (["train.train_epoch=0"], 600, 120),
+    ],
+)
+def test_epochs_count_where_iterations_are_not_set_too(overrides, iterations, period, data_root):
+    own = str(ROOT / "configs/segformer_own.py")
+    train = load_config(own, [f"data.root={data_root}", *overrides]).train
+    assert (train.train_iter, train.evaluation.eval_period) == (iterations, period)
+    if iterations == 0:
+        assert load_config(CONFIGS["city"], overrides).train.train_iter == 0
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("train.train_iter=abc", "train.train_epoch=abc", "train.global_batch_size=abc"),
+        *("data.scale=abc", "data.root=null", "train.train_epoch=null"),
+    ],
+)
+def test_values_that_the_data_are_asked_for_are_checked_before(override, data_root):
+    own = str(ROOT / "configs/segformer_own.py")
+    with pytest.raises(InputError, match=f"^{override}: expected"):
+        load_config(own, [f"data.root={data_root}", override])

@@ -630,3 +630,48 @@ def test_compiles_where_no_folder_can_be_written(monkeypatch):
     x = np.arange(3.0)
     add_one(x)
     assert x.tolist() == [1, 2, 3]
+
+
+KEEPS = """
+import logging, sys
+from pathlib import Path
+import numpy as np
+from numba.core import caching
+from projects.SegFormer.modeling.cpu_kernels import compiled
+
+if sys.argv[1] == "full":
+    def full(self, *_):
+        raise OSError(28, "No space left on device")
+    caching.IndexDataCacheFile.save = full
+compiled._sources = lambda: sys.argv[2]
+exec(compile(Path(sys.argv[3]).read_text(), sys.argv[3], "exec"))
+x = np.zeros(2)
+add_one(x)
+print(x[0], sum(add_one.stats.cache_hits.values()))
+"""
+
+
+def test_kept_kernels_are_of_these_sources(tmp_path):
+    """With all of them: parts of other files are compiled into a kernel."""
+    source = tmp_path / "kernels.py"
+    source.write_text(
+        "from projects.SegFormer.modeling.cpu_kernels.compiled import kernel\n\n\n"
+        "@kernel\ndef add_one(x):\n    for i in range(len(x)):\n        x[i] += 1\n"
+    )
+
+    def hits(disk: str, sources: str) -> int:
+        command = [sys.executable, "-c", KEEPS, disk, sources, str(source)]
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "kept")}
+        found = subprocess.run(
+            command, env=environment, check=True, capture_output=True, text=True, cwd="/"
+        )
+        value, count = found.stdout.split()
+        assert value == "1.0"
+        return int(count)
+
+    asked = [("full", "a"), ("room", "a"), ("room", "a"), ("room", "b")]
+    assert [hits(*it) for it in asked] == [0, 0, 1, 0]
+    for suffix in ("nbi", "nbc"):
+        for file in (tmp_path / "kept").rglob(f"*.{suffix}"):
+            file.write_bytes(b"")
+        assert [hits("room", "b"), hits("room", "b")] == [0, 1]

@@ -510,3 +510,17 @@ def test_no_port_is_opened_for_one_machine(start, port):
     found = subprocess.run(["ls", "-l", f"/proc/{process.pid}/fd"], capture_output=True, text=True)
     assert process.poll() is None and "socket:" not in found.stdout
     assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_parent_that_ignores_how_its_children_end(start, port, code):
+    ignoring = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); "
+    ignoring += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    command = ("tools/launch.py", "--ranks", "2", "--port", str(port), "bash", "-c", f"exit {code}")
+    assert start(sys.executable, "-c", ignoring, *command).wait(30) == code
+
+
+def test_address_of_another_run_is_not_that_of_one_machine(start, port):
+    command = (*LAUNCH, "--ranks", "2", "--addr", "192.0.2.1", "--port", str(port))
+    stdout, _ = start(*command, "bash", "-c", "echo $MASTER_ADDR").communicate(timeout=30)
+    assert stdout.split() == ["127.0.0.1", "127.0.0.1"]

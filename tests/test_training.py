@@ -28,6 +28,8 @@ from conftest import (
     wait_until,
 )
 from projects.SegFormer.engine.checkpoint import last_checkpoint
+from projects.SegFormer.engine.config import load_config
+from projects.SegFormer.engine.parallel import plan_ranks
 from projects.SegFormer.model_utils.weight_files import read_weights
 
 TOOL = "tools/train_net.py"
@@ -135,6 +137,13 @@ def test_checkpoints_are_those_asked_for(trained):
         "model_final",
         "model_best",
     }
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+def test_saved_config_is_for_any_number_of_processes(trained, processes):
+    config = load_config(str(trained / "config.yaml"))
+    plan_ranks(config, processes)
+    assert config.train.dist.data_parallel_size == processes
 
 
 def test_log_lines(trained):

@@ -28,6 +28,10 @@ from projects.SegFormer.modeling.files import reason
 def main(arguments: list[str]) -> int:
     """The exit code: 0 when all ranks end with 0."""
     args = _parser().parse_args(arguments)
+    # Whose parent ignores SIGCHLD hears of no rank how it ended, and Popen makes a 0 of that.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if args.nodes == 1:  # an ADDR that is left in the environment is of another run
+        args.addr = "127.0.0.1"
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # there are no ranks yet to look after
     try:

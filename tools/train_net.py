@@ -13,6 +13,7 @@ if __name__ == "__main__":
 import projects.SegFormer.engine.process  # noqa: F401
 
 # isort: split
+import copy
 import glob
 import logging
 import os
@@ -23,7 +24,7 @@ from types import SimpleNamespace
 import oneflow as flow
 from libai.engine import default_setup
 from libai.utils import distributed as dist
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from projects.SegFormer.engine.config import load_config
 from projects.SegFormer.engine.libai_mends import mend_libai
@@ -34,6 +35,7 @@ from projects.SegFormer.engine.report import logged_failure
 from projects.SegFormer.engine.stopping import Stopped, Stopping
 from projects.SegFormer.engine.trainer import SegformerTrainer
 from projects.SegFormer.engine.watchdog import LIMIT, Watchdog
+from projects.SegFormer.engine.yaml_config import save_yaml
 from projects.SegFormer.evaluation.report.page import write_report
 from projects.SegFormer.model_utils.segf_loader import fill_model
 from projects.SegFormer.modeling.errors import InputError
@@ -54,10 +56,14 @@ FAST_DEV_RUN = (
 
 def main(arguments: list[str]) -> None:
     args = parse(arguments)
-    cfg = configure(args, flow.env.get_world_size())
+    asked = load_config(args.config_file, overrides_of(args))
+    cfg = copy.deepcopy(asked)
+    plan_ranks(cfg, flow.env.get_world_size())
     claim(cfg.train.output_dir)
     mend_libai()
     default_setup(cfg, SimpleNamespace(resume=args.resume, overrides=args.opts))
+    if dist.is_main_process():  # over LiBai's: without what belongs to this number of processes
+        save_yaml(asked, os.path.join(cfg.train.output_dir, "config.yaml"))
     logger.info(f"Config: {args.config_file}")
     for line in OmegaConf.select(cfg, "data.chosen") or ():
         logger.info(f"Chosen: {line}")
@@ -65,13 +71,6 @@ def main(arguments: list[str]) -> None:
         evaluate_only(cfg, args.format_only)
     else:
         SegformerTrainer(cfg, (args.config_file, overrides_of(args))).train()
-
-
-def configure(args, processes: int) -> DictConfig:
-    """The config that the arguments describe, for this many processes. Raises InputError."""
-    cfg = load_config(args.config_file, overrides_of(args))
-    plan_ranks(cfg, processes)
-    return cfg
 
 
 def overrides_of(args) -> list[str]:
@@ -157,6 +156,9 @@ def run(arguments: list[str]) -> int:
         return 128 + stop.number
     except (InputError, FloatingPointError, OSError) as error:
         tell(error, f"error: {error}")
+        return 1
+    except MemoryError as error:
+        tell(error, f"error: {command_line.OUT_OF_MEMORY}")
         return 1
     except Exception as error:
         tell(error, traceback.format_exc().rstrip())

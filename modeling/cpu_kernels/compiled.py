@@ -1,7 +1,9 @@
 """Numba's compiler, as all kernels use it."""
 
 import logging
+from contextlib import suppress
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 
 import numba
@@ -22,8 +24,36 @@ def kernel(function):
     except RuntimeError:  # no folder can be written
         _say(None)
         return numba.njit(function, **options)
+    _mend(compiled._cache)
     _say(compiled._cache.cache_path)
     return compiled
+
+
+def _mend(kept) -> None:
+    """Numba 0.60 looks for changes in a function's own file alone, though parts of others are
+    compiled into it; and a full disk, or a file that a power cut has emptied, ends the program."""
+    kept._cache_file._source_stamp = _sources()
+    load, save = kept.load_overload, kept.save_overload
+
+    def load_overload(*signature):
+        try:
+            return load(*signature)
+        except Exception:  # whatever a damaged file leads to
+            with suppress(OSError):
+                kept.flush()
+            return None
+
+    def save_overload(*result):
+        with suppress(OSError):
+            save(*result)
+
+    kept.load_overload, kept.save_overload = load_overload, save_overload
+
+
+@cache
+def _sources() -> str:
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 @cache
