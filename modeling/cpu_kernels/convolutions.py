@@ -6,13 +6,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from projects.SegFormer.modeling.arrays import operator
 from projects.SegFormer.modeling.cpu_kernels.compiled import kernel
 from projects.SegFormer.modeling.cpu_kernels.products import column_sum, product, rows_of
-from projects.SegFormer.modeling.cpu_kernels.threads import (
-    cut,
-    in_parallel,
-    pieces,
-    thread_count,
-    total,
-)
+from projects.SegFormer.modeling.cpu_kernels.threads import in_parallel, pieces, total
 
 F = np.float32
 
@@ -28,7 +22,8 @@ def conv2d(x, weight, bias, *, stride, padding):
     matrix = np.ascontiguousarray(weight.transpose(2, 3, 1, 0)).reshape(-1, outputs)  # (k*k*C, O)
     border = (padding, padding)
     padded = np.pad(x, ((0, 0), border, border, (0, 0))) if padding else x
-    windows = _windows(padded, size, stride)
+    windows = sliding_window_view(padded, (size, size), axis=(1, 2))[:, ::stride, ::stride]
+    windows = windows.transpose(0, 1, 2, 4, 5, 3)  # (N, H', W', k, k, C), a view
     result = np.empty((*windows.shape[:3], outputs), F)
     out_height, out_width = result.shape[1:3]
     rows = pieces(out_height, out_width * (len(matrix) + outputs))
@@ -49,28 +44,42 @@ def conv2d(x, weight, bias, *, stride, padding):
             return found.reshape(size, size, channels, outputs).transpose(3, 2, 0, 1)
 
         def of_x():
-            of_patches = product(rows_of(gradient), matrix.T).reshape(windows.shape)
-            found = np.zeros_like(padded)
-            of_windows = _windows(found, size, stride)
-
-            def add(part):
-                for i in range(size):
-                    for j in range(size):
-                        of_windows[:, :, :, i, j, part] += of_patches[:, :, :, i, j, part]
-
-            in_parallel(add, cut(channels, thread_count()))
-            inside = found[:, padding : padding + height, padding : padding + width]
-            return np.ascontiguousarray(inside)
+            of_patches = product(rows_of(gradient), matrix.T)
+            of_patches = of_patches.reshape(n, out_height, out_width, -1)
+            found = np.empty((n * height, width, channels), F)
+            geometry = height, size, stride, padding
+            in_parallel(
+                lambda part: _scatter(of_patches, part.start, *geometry, found[part]),
+                pieces(len(found), width * channels),
+            )
+            return found.reshape(x.shape)
 
         return of_x, of_weight, lambda: column_sum(rows_of(gradient))
 
     return result, backward
 
 
-def _windows(x, size, stride):
-    """The patch that each output pixel sees, as a view: (N, H, W, C) -> (N, H', W', k, k, C)."""
-    views = sliding_window_view(x, (size, size), axis=(1, 2), writeable=x.flags.writeable)
-    return views[:, ::stride, ::stride].transpose(0, 1, 2, 4, 5, 3)
+@kernel
+def _scatter(of_patches, first, height, size, stride, padding, of_x):
+    """Each input pixel's gradient: the sum over the patches that it is in."""
+    _, out_height, out_width, _ = of_patches.shape
+    count, width, channels = of_x.shape
+    for index in range(count):
+        image, y = divmod(first + index, height)
+        for z in range(width):
+            for c in range(channels):
+                of_x[index, z, c] = F(0)
+            for i in range(size):
+                row, beyond = divmod(y + padding - i, stride)
+                if beyond or not 0 <= row < out_height:
+                    continue
+                for j in range(size):
+                    column, beyond = divmod(z + padding - j, stride)
+                    if beyond or not 0 <= column < out_width:
+                        continue
+                    at = (i * size + j) * channels
+                    for c in range(channels):
+                        of_x[index, z, c] += of_patches[image, row, column, at + c]
 
 
 @operator
