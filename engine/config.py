@@ -89,7 +89,8 @@ def complete(config: DictConfig, overrides: list[str], file: str = "the config")
 def _hold(config: DictConfig, parts: Sequence[str], file: str) -> None:
     """Raises InputError: the config lacks one of these parts."""
     for name in parts:
-        if not isinstance(OmegaConf.select(config, name), (DictConfig, ListConfig)):
+        kinds = DictConfig if name in PARTS else (DictConfig, ListConfig)
+        if not isinstance(OmegaConf.select(config, name), kinds):
             raise InputError(f"{file} is not a config to run: it has no `{name}`")
 
 

@@ -31,7 +31,10 @@ def kernel(function):
 
 def _mend(kept) -> None:
     """Numba 0.60 looks for changes in a function's own file alone, though parts of others are
-    compiled into it; and a full disk, or a file that a power cut has emptied, ends the program."""
+    compiled into it; and a full disk, or a file that a power cut has emptied, ends the program.
+
+    It can go when Numba looks at all of them, and compiles where it cannot read or write.
+    """
     kept._cache_file._source_stamp = _sources()
     load, save = kept.load_overload, kept.save_overload
 
