@@ -300,6 +300,14 @@ def train_sh(*arguments: str, timeout: float = 200, **environment: str) -> tuple
     )
     try:
         stdout, stderr = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        ranks = {*processes_with("tools/train_net.py")} - {*processes_with("tools/launch.py")}
+        for rank in ranks:
+            if os.getpgid(rank) == process.pid:
+                os.kill(rank, signal.SIGUSR2)  # it tells where its threads stand
+                time.sleep(1)
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail(f"not at its end after {timeout} s: {process.communicate()[1]}")
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
