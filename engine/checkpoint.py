@@ -13,6 +13,7 @@ import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -74,8 +75,7 @@ class Checkpointer(LiBaiCheckpointer):
     def _write(self, folder: Path, name: str, state: dict, record: dict) -> None:
         partial, replaced = folder / f".{name}.partial", folder / f".{name}.replaced"
         for leftover in (partial, replaced):
-            with suppress(OSError):
-                remove(leftover)
+            remove(leftover, ignore_errors=True)
         try:
             for key, value in state.items():
                 flow.save(value, str(partial / key))
@@ -95,8 +95,7 @@ class Checkpointer(LiBaiCheckpointer):
         if name != BEST:
             (folder / LAST).write_text(f"{name}\n")
         _flush(folder)
-        with suppress(OSError):
-            remove(replaced)
+        remove(replaced, ignore_errors=True)
         logger.info(f"Saved checkpoint {folder / name}")
 
     def _names(self, optimizer: flow.optim.Optimizer) -> list[str]:
@@ -142,11 +141,12 @@ class Checkpointer(LiBaiCheckpointer):
             )
 
 
-def remove(path: Path) -> None:
-    """Remove the checkpoint at `path`. Raises OSError."""
+def remove(path: Path, ignore_errors: bool = False) -> None:
+    """Remove the checkpoint at `path`. Raises OSError, unless `ignore_errors`."""
+    tensors = [it for it in path.glob("*/*") if it.is_dir()]
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(shutil.rmtree, (it for it in path.glob("*/*") if it.is_dir())))
-    shutil.rmtree(path)
+        list(pool.map(shutil.rmtree, tensors, repeat(ignore_errors)))
+    shutil.rmtree(path, ignore_errors)
 
 
 def checkpoint_to_resume(folder: str) -> tuple[str, int] | None:

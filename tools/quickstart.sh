@@ -6,8 +6,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-usage="usage: bash tools/quickstart.sh [FOLDER [key=value ...]]"
-[[ ${1:-} != -* && ${1:-} != *=* ]] || die "$usage"
+[[ ${1:-} != -* && ${1:-} != *=* ]] || die "usage: bash tools/quickstart.sh [FOLDER [key=value ...]]"
 folder=$(realpath -m "${1:-output/quickstart}")
 overrides=("${@:2}")
 cd "$root"

@@ -20,7 +20,6 @@ from projects.SegFormer.dataset.label_sources.source import (
     Labelled,
     Source,
     class_indices,
-    find_ignored,
     palette_of,
     read_as,
 )
@@ -89,7 +88,6 @@ def _panoptic(documents: list[tuple[Path, dict]], files: Files, ignored: set[str
     """Pixels of no segment count nowhere. A segment's number is R + 256 G + 65536 B of a colour."""
     with read_as("COCO", documents[0][0]):
         names = _all_names(documents)
-    ignored = find_ignored(ignored, {*names})
     kind = "COCO's panoptic JSON"
     classes, index = class_indices(names, ignored, kind)
     images, are_splits = [], _are_splits(documents)

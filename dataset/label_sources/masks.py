@@ -308,7 +308,6 @@ def _of_colours(scan: Scan) -> list[Class]:
 
 def _of_parts(pairs: list[Pair], parts: set[str], ignored: set[str], notes: list[str]) -> Source:
     """Where two overlap the smaller one counts; what none covers is background."""
-    ignored = find_ignored(ignored, {BACKGROUND, *parts})
     classes, index = class_indices([BACKGROUND, *sorted(parts)], ignored, "masks of a class each")
     images = [
         Labelled(pair.name, pair.image, partial(_composed, pair.parts, index)) for pair in pairs

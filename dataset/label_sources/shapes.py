@@ -15,7 +15,6 @@ from projects.SegFormer.dataset.label_sources.source import (
     Source,
     canvas,
     class_indices,
-    find_ignored,
     palette_of,
     read_as,
 )
@@ -78,7 +77,6 @@ def drawn_source(
     if not any(it.polygons or it.mask for drawing in drawings for it in drawing.shapes):
         told = "; ".join([f"nothing is drawn on any of {len(drawings)} images", *notes])
         raise InputError(f"{kind}: {told}")
-    ignored = find_ignored(ignored, {BACKGROUND, *names})
     documents = {}
     for it in drawings:
         if (other := documents.setdefault(it.image, it.document)) != it.document:

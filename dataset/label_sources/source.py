@@ -1,7 +1,7 @@
 """What a source of labels is, whichever form they have."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -71,12 +71,13 @@ def find_ignored(ignored: set[str], known: set[str]) -> set[str]:
 
 
 def class_indices(
-    names: Iterable[str], ignored: set[str], whose: str
+    names: Sequence[str], ignored: set[str], whose: str
 ) -> tuple[list[str], dict[str, int]]:
     """The classes among some names, and the index of every name: 255 of the ignored.
 
-    Raises InputError: too few classes, or too many.
+    Raises InputError: see `find_ignored`; or too few classes, or too many.
     """
+    ignored = find_ignored(ignored, set(names))
     classes = [name for name in dict.fromkeys(names) if name not in ignored]
     if not 2 <= len(classes) <= MOST_CLASSES:
         raise InputError(f"{whose}: {len(classes)} classes; expected 2 to {MOST_CLASSES}")
