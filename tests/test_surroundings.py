@@ -160,6 +160,23 @@ def test_train_sh_takes_no_python_of_another_clone(other_clone):
     assert f"run bash {other_clone}/tools/setup.sh" in process.stderr
 
 
+@pytest.mark.slow
+def test_setup_that_fails_says_why(other_clone):
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, other_clone)
+    process = subprocess.run(
+        ["bash", other_clone / "tools/setup.sh"],
+        env=os.environ | {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 2
+    *_, reason, verdict = process.stderr.splitlines()
+    assert reason.startswith("ERROR: ")
+    assert verdict.startswith("setup: pip cannot install ")
+    assert verdict.endswith(f"all of it is in {other_clone}/setup.log")
+
+
 # ---- The end ------------------------------------------------------------------------------------
 
 

@@ -13,12 +13,15 @@ checkout=${root%/projects/SegFormer}
 stamp=$venv/complete # written last: what .venv was made from, then the packages in it
 log=$root/setup.log
 
-# Runs a command, shows the stages of its work, keeps the rest in the log; says $1 when it fails.
+# Runs a command, shows the stages of its work, keeps the rest in the log; when it fails, says $1 and
+# the last that the command said.
 run() {
     local failure=$1
     shift
-    "$@" 2>&1 | tee -a "$log" | sed -un '/^\(Collecting\|Building wheel for\|Installing\) /p' ||
-        die "$failure; see $log"
+    "$@" 2>&1 | tee -a "$log" | sed -un '/^\(Collecting\|Building wheel for\|Installing\) /p' || {
+        tail -n 5 "$log" >&2
+        die "$failure; all of it is in $log"
+    }
 }
 
 pythons() {
@@ -133,7 +136,7 @@ for package in $(damaged); do
     echo "setup: repairing ${package%.dist-info}"
     rm -r "${site:?}/$package"
 done
-echo "setup: installing what is missing (everything is a 3 GB download); details in setup.log"
+echo "setup: installing what is missing (everything: 3 GB of download, 10 GB of disk); details in setup.log"
 if ! "$venv/bin/python" -c "import pip" 2>/dev/null; then
     run "cannot repair pip" "$venv/bin/python" -m ensurepip
 fi
