@@ -8,7 +8,9 @@ import logging
 import os
 import select
 import signal
+import socket
 import sys
+import time
 from contextlib import contextmanager, suppress
 from types import ModuleType
 
@@ -84,6 +86,8 @@ def _load_oneflow() -> None:
             os._exit(0)
     os.dup2(writer, 2)
     try:
+        if _ranks > 1 and int(os.environ.get("RANK", 0)) > 0:
+            _wait_for_rank_0()
         import oneflow  # noqa: F401
     finally:
         os.write(writer, LOADED)
@@ -92,6 +96,23 @@ def _load_oneflow() -> None:
             os.close(descriptor)
         with suppress(ChildProcessError):  # a parent that ignores SIGCHLD leaves that to us
             os.waitpid(listener, 0)
+
+
+def _wait_for_rank_0() -> None:
+    """Until it listens. OneFlow's other ranks ask for it once, and then every ten seconds: started
+    together, as they are, all would wait for ten seconds.
+
+    It can go when OneFlow asks more often.
+    """
+    address = os.environ.get("MASTER_ADDR", ""), int(os.environ.get("MASTER_PORT", 0))
+    while True:
+        try:
+            socket.create_connection(address, timeout=1).close()
+            return
+        except (ConnectionRefusedError, TimeoutError):
+            time.sleep(0.02)
+        except OSError:  # OneFlow says what is wrong
+            return
 
 
 def _pass_on(reader: int, stderr: int) -> None:
