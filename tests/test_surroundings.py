@@ -4,8 +4,10 @@ import importlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -126,6 +128,22 @@ def test_ranks_that_never_come_are_told(tmp_path):
     *words, error = process.stderr.splitlines()
     assert len(words) == 2 and all("waits for the others at 192.0.2.1:12345" in w for w in words)
     assert error.startswith("error: rank 2 of WORLD_SIZE=4 waits") and "NODE_WAIT" in error
+
+
+def test_other_ranks_load_oneflow_when_rank_0_listens(tmp_path):
+    """OneFlow asks for rank 0 once, and then every ten seconds."""
+    ask = "socket.create_connection(('127.0.0.1', int(os.environ['MASTER_PORT'])))"
+    (tmp_path / "oneflow.py").write_text(f"import os, socket\n{ask}\nos._exit(7)\n")
+    script = tmp_path / "train_net.py"
+    script.write_text("import projects.SegFormer.engine.process\n")
+    with socket.socket() as rank_0:
+        rank_0.bind(("127.0.0.1", 0))
+        listens = threading.Timer(1, rank_0.listen)
+        listens.start()
+        address = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(rank_0.getsockname()[1]))
+        process = run_tool(str(script), timeout=20, **LEFT_OVER | address)
+        listens.join()
+    assert process.returncode == 7, process.stderr
 
 
 # ---- Clones -------------------------------------------------------------------------------------
