@@ -293,12 +293,12 @@ def test_resumed_training_has_the_same_average(folder_data, tmp_path, mode):
     "split",
     [
         "train.dist.data_parallel_size=2",
-        "train.dist.tensor_parallel_size=2",
         "train.dist.pipeline_parallel_size=2",
-        "train.zero_optimization.enabled=True train.zero_optimization.stage=3",
+        "train.dist.tensor_parallel_size=2 graph.enabled=True",
+        "train.zero_optimization.enabled=True train.zero_optimization.stage=3 graph.enabled=True",
     ],
 )
 def test_averages_of_ranks(folder_data, tmp_path, split):
     few = ("train.train_iter=4", "train.evaluation.enabled=False")
-    run(folder_data, tmp_path, *split.split(), *few, "graph.enabled=True", ranks=2)
+    run(folder_data, tmp_path, *split.split(), *few, ranks=2)
     assert_averages_follow(tmp_path)

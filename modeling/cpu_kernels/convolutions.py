@@ -69,13 +69,13 @@ def _scatter(of_patches, first, height, size, stride, padding, of_x):
         for z in range(width):
             for c in range(channels):
                 of_x[index, z, c] = F(0)
-            for i in range(size):
-                row, beyond = divmod(y + padding - i, stride)
-                if beyond or not 0 <= row < out_height:
+            for i in range((y + padding) % stride, size, stride):
+                row = (y + padding - i) // stride
+                if not 0 <= row < out_height:
                     continue
-                for j in range(size):
-                    column, beyond = divmod(z + padding - j, stride)
-                    if beyond or not 0 <= column < out_width:
+                for j in range((z + padding) % stride, size, stride):
+                    column = (z + padding - j) // stride
+                    if not 0 <= column < out_width:
                         continue
                     at = (i * size + j) * channels
                     for c in range(channels):
