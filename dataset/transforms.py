@@ -30,6 +30,7 @@ Transform = Callable[[Image, Label, Rng], Sample]
 
 
 def both_sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) as it is, one side as a square: pixels."""
     return (size, size) if isinstance(size, int) else tuple(size)
 
 

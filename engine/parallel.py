@@ -10,6 +10,7 @@ from libai.utils import distributed as dist
 from omegaconf import DictConfig, ListConfig
 from oneflow import nn
 
+from projects.SegFormer.dataset.transforms import both_sides
 from projects.SegFormer.modeling.errors import InputError
 from projects.SegFormer.modeling.flops import block_flops, decode_head_flops
 
@@ -164,8 +165,7 @@ def _image_size(config: DictConfig) -> tuple[int, int]:
     dataset = dataset[0] if isinstance(dataset, ListConfig) else dataset
     for transform in reversed(dataset.get("transforms", [])):
         if "size" in transform:
-            size = transform.size
-            return (size, size) if isinstance(size, int) else tuple(size)
+            return both_sides(transform.size)
     return DEFAULT_SIZE
 
 
